@@ -1,0 +1,457 @@
+"""The spec: one YAML that says what the data is, what is learned from it and when a model is good enough.
+
+Everything else is derived from it: the TFMD schema, the preprocessing function, the
+model's inputs and heads, the evaluation config, the serving signatures and the typed
+client. Nobody writes a channel's name twice.
+
+This module is imported everywhere and imports nothing of ours. `load_spec` is the way in;
+it raises `SpecError` with the path of every bad key.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import hashlib
+import pathlib
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+
+Scope = Literal["sequence", "candidate", "context"]
+Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+
+INTERVAL = "$interval"
+"""Derived column, seconds (float): since the user's previous event (`sequence` scope) or
+since the newest *visible* event (`candidate` scope). Missing where either time is."""
+
+
+class SpecError(ValueError):
+    """A spec that can't be used. The message names the file, the key's path and the fix."""
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Channel(_Strict):
+    name: Name
+    scope: Scope
+    column: str = ""
+    """Column of the event (or user) table; the channel's name unless given."""
+    outcome: bool = False
+    """Known only after the event (a click, a watch time): never a candidate channel."""
+    mask_prediction: bool = False
+    """Is a target of masked channel prediction (SuperMoE §3.1)."""
+    max_missing: Fraction = 1.0
+    """Largest fraction of missing values before the run stops with an anomaly."""
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+    @property
+    def feature(self) -> str:
+        """The channel's name in an instance, in Transform's output and in a request."""
+        return f"{self.scope}_{self.name}"
+
+
+class _TableChannel(_Channel):
+    multi_valued: bool = False
+    table: Name | None = None
+    """Embedding table; channels that name the same one share it. Own table unless given."""
+    dim: Annotated[int, pydantic.Field(ge=1, le=4096)] | None = None
+
+    @property
+    def table_name(self) -> str:
+        return self.table or self.name
+
+    @property
+    def count_feature(self) -> str:
+        """Multi-valued channels: how many of the flat values belong to each event/target."""
+        return f"{self.feature}_count"
+
+
+class CategoryChannel(_TableChannel):
+    """A small vocabulary of strings, learned by Transform or closed by `values`. Missing: ''."""
+
+    kind: Literal["category"]
+    values: tuple[str, ...] | None = None
+    """Closed vocabulary: any other value is an anomaly."""
+    top_k: Annotated[int, pydantic.Field(ge=1)] | None = None
+    min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
+
+
+class IdChannel(_TableChannel):
+    """Many ids. Frequent ones (`top_k`) get private rows, the rest share `rows` hashed ones.
+
+    int ids are non-negative; missing is -1. string ids: missing is ''.
+    """
+
+    kind: Literal["id"]
+    dtype: Literal["int", "string"] | None = None
+    rows: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Hash buckets for ids outside `top_k`."""
+    top_k: Annotated[int, pydantic.Field(ge=0)] | None = None
+    min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """An id seen fewer times in training data is hashed even if within `top_k`."""
+
+
+class DenseChannel(_Channel):
+    """A number. Missing is NaN, all the way into the model, which learns from the absence."""
+
+    kind: Literal["dense"]
+    normalize: Literal["none", "z_score", "log1p", "bucketize"] = "z_score"
+    """`log1p`: sign(x)·log(1+|x|), then z-score; `bucketize`: quantile rank in [0, 1]."""
+    buckets: Annotated[int, pydantic.Field(ge=2, le=1024)] = 32
+
+
+Channel = Annotated[
+    CategoryChannel | IdChannel | DenseChannel, pydantic.Field(discriminator="kind")
+]
+
+
+class Thresholds(_Strict):
+    """Blessing: absolute floors, and how much worse than the last blessed model is a loss."""
+
+    min_auc: Fraction | None = None
+    min_gauc: Fraction | None = None
+    max_loss_vs_blessed: Annotated[float, pydantic.Field(ge=0.0)] = 0.005
+
+
+class Task(_Strict):
+    """One downstream task (eq. 3: a missing label sets the indicator to 0, never a negative)."""
+
+    name: Name
+    per: Literal["impression", "user"] = "impression"
+    type: Literal["binary", "multiclass", "regression"] = "binary"
+    label: str
+    """Label column, of the event table (`per: impression`) or the user table (`per: user`)."""
+    positive: tuple[str, ...] | None = None
+    """binary: label values (as text) that count as 1; every other present value is 0."""
+    classes: tuple[str, ...] | None = None
+    """multiclass: the label's values, in the order of the logits."""
+    exclude: tuple[Name, ...] = ()
+    """Context channels that would give the label away (same fact under another name)."""
+    group_by: Literal["user_id"] | None = "user_id"
+    """GAUC's groups; null reports none."""
+    weight: Annotated[float, pydantic.Field(gt=0.0)] = 1.0
+    """Static λ of eq. 9."""
+    oracle: str | None = None
+    """Column with the label's true probability, where a simulator knows it (never an input)."""
+    thresholds: Thresholds = Thresholds()
+
+    @property
+    def label_feature(self) -> str:
+        return f"label_{self.name}"
+
+    @property
+    def oracle_feature(self) -> str:
+        return f"oracle_{self.name}"
+
+
+class Source(_Strict):
+    """Where events come from. `format` picks the reader in `data/sources`."""
+
+    format: Literal["kuairand", "movielens", "tabular"]
+    path: str = ""
+    """Folder (kuairand, movielens) or glob of Parquet/CSV/JSONL files (tabular)."""
+    users: str = ""
+    """tabular: glob of the user table, one row a user; optional."""
+    max_dead_letter_fraction: Fraction = 0.01
+    """More malformed rows than this and the run fails."""
+
+
+class Sequence(_Strict):
+    """How a user's events become windows, and windows become encoder inputs (DESIGN §4.2)."""
+
+    max_length: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
+    """Events a target sees: the newest `max_length` that are strictly earlier."""
+    window: Annotated[int, pydantic.Field(ge=2)] = 512
+    """Events one instance holds. Longer users are cut into windows overlapping by max_length."""
+    targets: Literal["causal", "expanded"] = "causal"
+    """`causal`: one pass, H at a target is the running max over what it sees. `expanded`: each
+    target's visible suffix is gathered and encoded bidirectionally, as in the papers."""
+
+
+class Split(_Strict):
+    """train/eval. Per-user tasks are always split by user; impressions by user or by time."""
+
+    by: Literal["user", "time"] = "user"
+    eval_fraction: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2
+    """Fraction of users (by hash of the user id) whose per-user labels, and with `by: user`
+    whose impressions, are evaluated on and never trained on."""
+    at: datetime.datetime | None = None
+    """`by: time`: targets at or after this moment (UTC unless it says otherwise) are eval."""
+
+    @property
+    def at_ms(self) -> int | None:
+        if self.at is None:
+            return None
+        at = self.at if self.at.tzinfo else self.at.replace(tzinfo=datetime.timezone.utc)
+        return int(at.timestamp() * 1000)
+
+
+class Model(_Strict):
+    """SuperMoE's sizes (DESIGN §4.4)."""
+
+    hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
+    num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
+    num_heads: Annotated[int, pydantic.Field(ge=1)] = 4
+    num_experts: Annotated[int, pydantic.Field(ge=1)] = 4
+    """Experts of every MoE-FFN (eq. 6)."""
+    num_attention_experts: Annotated[int, pydantic.Field(ge=1)] = 2
+    """Experts of the q, k and v projections (eq. 5)."""
+    ffn_dim: Annotated[int, pydantic.Field(ge=1)] = 128
+    capacity_factor: Annotated[float, pydantic.Field(gt=0.0)] | None = None
+    """Tokens an expert takes, as a multiple of its even share; null drops none."""
+    load_balance_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
+    router_z_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.001
+    tower_dims: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (64,)
+    """Hidden layers of a tower over [H, candidate, H·candidate, context]; () is eq. 8's linear."""
+    dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
+    mixed_precision: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        return self
+
+
+class Phase(_Strict):
+    """One training phase. `epochs: 0` skips it."""
+
+    epochs: Annotated[int, pydantic.Field(ge=0)] = 1
+    batch_size: Annotated[int, pydantic.Field(ge=1)] = 64
+    """Instances (user windows) a step."""
+    learning_rate: Annotated[float, pydantic.Field(gt=0.0)] = 1e-3
+    """AdamW, of the dense part; warmed up, then decayed to a tenth by a cosine."""
+    table_learning_rate: Annotated[float, pydantic.Field(gt=0.0)] = 0.05
+    """Row-wise Adagrad, of the tables."""
+    weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
+
+
+class Pretraining(Phase):
+    mask_rate: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2
+    """Probability that a value of an MCP channel is masked (and predicted)."""
+
+
+class Finetuning(Phase):
+    freeze_encoder_steps: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Steps during which only the towers learn, after a warm start."""
+
+
+class Training(_Strict):
+    seed: int = 0
+    pretrain: Pretraining = Pretraining()
+    finetune: Finetuning = Finetuning()
+
+
+class Validation(_Strict):
+    """How far data may move from the last accepted run before training stops."""
+
+    max_category_drift: Fraction = 0.3
+    """L∞ between the value distributions of a category channel (missing is a value)."""
+    max_dense_drift: Fraction = 0.3
+    """Jensen–Shannon divergence of a dense channel (missing is a value)."""
+
+
+class Evaluation(_Strict):
+    activity_edges: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (50, 150, 300)
+    """Slices by the user's number of events (KEEP Table 7): [0, 50), [50, 150), …, 300+."""
+
+
+class Spec(_Strict):
+    name: Name
+    source: Source
+    user: str = "user_id"
+    """Column of the user's id, in the event and the user table."""
+    time: str = "time_ms"
+    """Column of the event's time, integer milliseconds. May be missing; such events have an
+    order and come before the user's events with a time."""
+    sequence: Sequence = Sequence()
+    channels: tuple[Channel, ...]
+    tasks: tuple[Task, ...]
+    split: Split = Split()
+    validation: Validation = Validation()
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    def scope(self, scope: Scope) -> tuple[Channel, ...]:
+        return tuple(c for c in self.channels if c.scope == scope)
+
+    @property
+    def mcp_channels(self) -> tuple[Channel, ...]:
+        return tuple(c for c in self.channels if c.mask_prediction)
+
+    @property
+    def tables(self) -> dict[str, tuple[CategoryChannel | IdChannel, ...]]:
+        """Table name -> its channels; the first one carries the table's settings."""
+        tables: dict[str, list] = collections.defaultdict(list)
+        for channel in self.channels:
+            if not isinstance(channel, DenseChannel):
+                tables[channel.table_name].append(channel)
+        return {k: tuple(v) for k, v in tables.items()}
+
+    def task(self, name: str) -> Task:
+        return next(t for t in self.tasks if t.name == name)
+
+    def context_for(self, task: Task) -> tuple[Channel, ...]:
+        """Context channels the task's tower may see: never the column that is its label."""
+        return tuple(
+            c
+            for c in self.scope("context")
+            if c.source_column != task.label and c.name not in task.exclude
+        )
+
+    @property
+    def encoder_context(self) -> tuple[Channel, ...]:
+        """Context channels that may enter the shared encoder: those every task may see."""
+        allowed = [set(c.name for c in self.context_for(t)) for t in self.tasks]
+        return tuple(c for c in self.scope("context") if all(c.name in a for a in allowed))
+
+    def fingerprint(self) -> str:
+        """Changes when anything in the spec does; part of every node's cache key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @pydantic.model_validator(mode="after")
+    def _channels_are_consistent(self) -> Spec:
+        seen: set[str] = set()
+        reserved = {"sequence_length"}
+        for channel in self.channels:
+            if channel.feature in seen or channel.feature in reserved:
+                raise ValueError(
+                    f"channels: {channel.scope} channel {channel.name!r} is "
+                    + ("declared twice" if channel.feature in seen else "a reserved name")
+                )
+            seen.add(channel.feature)
+        if not self.scope("sequence"):
+            raise ValueError("channels: at least one needs scope 'sequence'")
+        outcomes = {c.source_column for c in self.channels if c.outcome}
+        outcomes |= {t.label for t in self.tasks if t.per == "impression"}
+        outcomes |= {t.oracle for t in self.tasks if t.oracle}
+        for channel in self.scope("candidate"):
+            if channel.source_column in outcomes:
+                raise ValueError(
+                    f"channels: candidate channel {channel.name!r} reads {channel.source_column!r},"
+                    " an outcome or a task's label: it isn't known when the model is asked"
+                )
+        oracles = {t.oracle for t in self.tasks if t.oracle}
+        for channel in self.channels:
+            if channel.source_column in oracles:
+                raise ValueError(f"channels: {channel.name!r} reads an oracle column")
+            if channel.mask_prediction and channel.scope != "sequence":
+                raise ValueError(
+                    f"channels: {channel.name!r}: only sequence channels take mask_prediction"
+                )
+            if channel.source_column == INTERVAL and (
+                channel.kind != "dense" or channel.scope == "context"
+            ):
+                raise ValueError(
+                    f"channels: {channel.name!r}: {INTERVAL} is a dense sequence or candidate column"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _tables_are_consistent(self) -> Spec:
+        for table, channels in self.tables.items():
+            for key in ("kind", "dim", "rows", "top_k", "min_count", "dtype", "values"):
+                given = {
+                    c.name: getattr(c, key) for c in channels if getattr(c, key, None) is not None
+                }
+                if len(set(given.values())) > 1:
+                    raise ValueError(
+                        f"channels: table {table!r} is shared with different {key}: "
+                        + ", ".join(f"{n}={v}" for n, v in given.items())
+                    )
+            if channels[0].kind == "id" and not any(getattr(c, "rows", None) for c in channels):
+                raise ValueError(f"channels: id table {table!r} needs 'rows' on one of its channels")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _tasks_are_consistent(self) -> Spec:
+        if not self.tasks:
+            raise ValueError("tasks: at least one is needed")
+        names = [t.name for t in self.tasks]
+        for name, count in collections.Counter(names).items():
+            if count > 1:
+                raise ValueError(f"tasks: {name!r} is declared twice")
+        context = {c.name for c in self.scope("context")}
+        for task in self.tasks:
+            if (task.type == "multiclass") != (task.classes is not None):
+                raise ValueError(f"tasks: {task.name!r}: 'classes' goes with type multiclass")
+            if task.positive is not None and task.type != "binary":
+                raise ValueError(f"tasks: {task.name!r}: 'positive' goes with type binary")
+            unknown = set(task.exclude) - context
+            if unknown:
+                raise ValueError(
+                    f"tasks: {task.name!r} excludes {sorted(unknown)}, no context channel"
+                )
+        if any(t.per == "impression" for t in self.tasks) and not self.scope("candidate"):
+            raise ValueError("channels: tasks per impression need a candidate channel")
+        if self.split.by == "time" and self.split.at is None:
+            raise ValueError("split: 'by: time' needs 'at'")
+        if self.sequence.window <= self.sequence.max_length:
+            raise ValueError("sequence: window must be larger than max_length")
+        return self
+
+
+def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default):
+    """The value of `key` that any channel of a shared table gives, else `default`."""
+    for channel in channels:
+        value = getattr(channel, key, None)
+        if value is not None:
+            return value
+    return default
+
+
+def load_spec(path: str | pathlib.Path) -> Spec:
+    """Reads and checks a spec file.
+
+    Args:
+      path: a YAML file, or the bare name of one in `data/specs`.
+
+    Raises:
+      SpecError: the file is missing, isn't YAML, or has a bad key (all are listed).
+    """
+    path = pathlib.Path(path)
+    bundled = pathlib.Path(__file__).parent / "specs" / f"{path}.yaml"
+    if not path.suffix and bundled.exists():
+        path = bundled
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        names = ", ".join(sorted(p.stem for p in bundled.parent.glob("*.yaml")))
+        raise SpecError(f"{path}: no such spec. Give a YAML file or one of: {names}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not YAML: {error}") from None
+    return parse_spec(raw, where=str(path))
+
+
+def parse_spec(raw: object, where: str = "spec") -> Spec:
+    """Checks an already parsed spec. Raises `SpecError`; `where` opens its message."""
+    try:
+        return Spec.model_validate(raw)
+    except pydantic.ValidationError as error:
+        lines = []
+        for e in error.errors():
+            key = ".".join(str(part) for part in e["loc"])
+            lines.append(f"  {key}: {_reason(e)}" if key else f"  {_reason(e)}")
+        raise SpecError(f"{where}: not a valid spec:\n" + "\n".join(lines)) from None
+
+
+def _reason(error: dict) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    reason = error["msg"].removeprefix("Value error, ")
+    if error["type"] not in ("value_error", "missing"):
+        reason += f" (got {error['input']!r:.60})"
+    return reason
