@@ -1,0 +1,32 @@
+# The two commands of the README are `make run` and `make test`; both set up what they need.
+PYTHON := .venv/bin/python
+OUTPUT := runs/simulator
+
+.PHONY: run test test-quick setup check lock clean
+
+# Simulates users, trains, evaluates, pushes: the whole pipeline, then says how to serve it.
+run: setup
+	@$(PYTHON) -m tfx_pipeline run --spec=simulator --output=$(OUTPUT)
+
+test: setup
+	@$(PYTHON) -m pytest
+
+test-quick: setup
+	@$(PYTHON) -m pytest -m "not slow"
+
+# .venv with exactly requirements.txt; nothing to do when it already has it.
+setup:
+	@tools/setup
+
+# Style and types, as the tests check them.
+check: setup
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+# requirements.in -> requirements.txt, keeping every pin that still fits. Needs uv.
+lock:
+	uv pip compile --quiet --python-version 3.10 --python-platform x86_64-manylinux_2_28 \
+	  --override requirements.overrides --custom-compile-command 'make lock' \
+	  requirements.in -o requirements.txt
+
+clean:
+	rm -rf .venv runs
