@@ -1,0 +1,76 @@
+"""One MoE transformer block: attention, then two MoE feed-forward layers. Eq. 7."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tf_keras as keras
+
+from modules.layers.moe_attention import MoEMultiHeadAttention
+from modules.layers.moe_ffn import MoEAux, MoEFeedForward
+
+
+class MoETransformerBlock(keras.layers.Layer):
+    """MoE_FFN(MoE_FFN(MoE_MSA(x))) with a residual around each (SuperMoE §3.1, eq. 7).
+
+    Each of the three sees a layer-normalised input (pre-LN): x + dropout(f(LayerNorm(x))).
+
+    Args: as in `MoEMultiHeadAttention` and `MoEFeedForward`; `num_experts` is of the
+      feed-forward layers, `num_attention_experts` of the q, k and v projections.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_experts: int,
+        num_attention_experts: int = 1,
+        capacity_factor: float | None = None,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            "hidden_dim": hidden_dim,
+            "num_heads": num_heads,
+            "ffn_dim": ffn_dim,
+            "num_experts": num_experts,
+            "num_attention_experts": num_attention_experts,
+            "capacity_factor": capacity_factor,
+            "dropout": dropout,
+        }
+        self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.attention = MoEMultiHeadAttention(
+            num_heads, hidden_dim, num_attention_experts, dropout, name="attention"
+        )
+        self.ffn_norms = [keras.layers.LayerNormalization(epsilon=1e-5) for _ in range(2)]
+        self.ffns = [
+            MoEFeedForward(num_experts, hidden_dim, ffn_dim, capacity_factor, name=f"ffn_{i}")
+            for i in range(2)
+        ]
+        self.dropout = keras.layers.Dropout(dropout)
+
+    def call(
+        self,
+        x_BLD: tf.Tensor,
+        mask_BL: tf.Tensor,
+        causal: bool = False,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tuple[MoEAux, MoEAux]]:
+        """float [B, L, D], bool [B, L] -> [B, L, D] and the report of each feed-forward layer.
+
+        Padding positions carry values no other position depends on.
+        """
+        attended = self.attention(
+            self.attention_norm(x_BLD), mask_BL, causal=causal, training=training
+        )
+        x_BLD += self.dropout(attended, training=training)
+        auxes = []
+        for norm, ffn in zip(self.ffn_norms, self.ffns, strict=True):
+            y_BLD, aux = ffn(norm(x_BLD), mask_BL, training=training)
+            x_BLD += self.dropout(y_BLD, training=training)
+            auxes.append(aux)
+        return x_BLD, tuple(auxes)
+
+    def get_config(self) -> dict:
+        return super().get_config() | self._config

@@ -1,0 +1,103 @@
+"""Multi-channel feature projection (MFP): from channels to one vector an event. Eq. 4."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+
+from data import spec as spec_lib
+from modules.embeddings import table as table_lib
+
+
+class FeatureProjection(keras.layers.Layer):
+    """Concatenates every channel's vector, then projects, normalises and activates:
+
+        y = dropout(gelu(LayerNorm(W · [s_category·w_category, s_ID·w_ID, s_dense] + b)))
+
+    SuperMoE eq. 4 is the concatenation; the layer norm and the activation follow it there.
+    The paper's `split` of the ID embeddings is where their tables live, not what is computed.
+
+    - category, id: the row of the channel's table; multi-valued: the mean over its values
+      (zeros if it has none).
+    - dense: two inputs, the value (0 where missing) and whether it is missing.
+
+    Args:
+      channels: the channels to read; their order is the order of the concatenation.
+      tables: table name -> table. Shared between projections and owned by the caller: this
+        layer's variables and checkpoint don't include them.
+      hidden_dim: D.
+      dropout: rate, of the output.
+
+    Raises:
+      ValueError: no channels, or a channel's table isn't in `tables`.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[spec_lib.Channel],
+        tables: Mapping[str, table_lib.EmbeddingTable],
+        hidden_dim: int,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        # Autocasting would squeeze dense values into float16 before they are cleaned.
+        super().__init__(autocast=False, **kwargs)
+        if not channels:
+            raise ValueError(f"{self.name}: a feature projection needs at least one channel")
+        for channel in channels:
+            if channel.kind != "dense" and channel.table_name not in tables:
+                raise ValueError(
+                    f"{self.name}: channel {channel.feature!r} reads table "
+                    f"{channel.table_name!r}, which isn't among {sorted(tables)}"
+                )
+        self.channels = tuple(channels)
+        # Neither a dict nor a proxy's content is tracked by Keras: the caller's one copy is.
+        self._tables = types.MappingProxyType(dict(tables))
+        self.projection = keras.layers.Dense(hidden_dim)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.dropout = keras.layers.Dropout(dropout)
+
+    def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Projects features.
+
+        Args:
+          features: by `channel.feature`: int64 [...] row numbers (multi-valued [..., V]) or
+            float32 [...] with NaN for missing. Others are ignored.
+
+        Returns:
+          Compute dtype [..., D], the leading axes those of the features.
+
+        Raises:
+          KeyError: a channel's feature isn't there.
+        """
+        vectors = [vector for c in self.channels for vector in self._vectors(c, features)]
+        hidden = self.norm(self.projection(tf.concat(vectors, axis=-1)))
+        return self.dropout(tf.nn.gelu(hidden), training=training)
+
+    def _vectors(
+        self, channel: spec_lib.Channel, features: Mapping[str, tf.Tensor]
+    ) -> list[tf.Tensor]:
+        values = features[channel.feature]
+        if channel.kind == "dense":
+            missing = tf.math.is_nan(values)
+            parts = (tf.where(missing, 0.0, values), missing)
+            return [tf.cast(part, self.compute_dtype)[..., tf.newaxis] for part in parts]
+        rows = tf.cast(self._tables[channel.table_name](values), self.compute_dtype)
+        return [mean_of_values(rows, values) if channel.multi_valued else rows]
+
+
+def mean_of_values(rows: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """Mean over a multi-valued channel's values, not counting padding.
+
+    Args:
+      rows: float [..., V, dim], zeros where `ids` is PAD.
+      ids: int [..., V].
+
+    Returns:
+      [..., dim]; zeros where there is no value.
+    """
+    count = tf.reduce_sum(tf.cast(ids != table_lib.PAD, rows.dtype), axis=-1, keepdims=True)
+    return tf.reduce_sum(rows, axis=-2) / tf.maximum(count, 1)

@@ -1,0 +1,85 @@
+"""Max pooling over the events a target sees: the user representation H. Eq. 8."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def max_pool(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """H = MaxPooling(h_o) over visible positions (SuperMoE eq. 8).
+
+    Args:
+      h_BLD: float.
+      mask_BL: bool, False for padding.
+
+    Returns:
+      [B, D]; zeros where nothing is visible.
+    """
+    pooled_BD = tf.reduce_max(_hide(h_BLD, mask_BL), axis=1)
+    any_B1 = tf.reduce_any(mask_BL, axis=1, keepdims=True)
+    return tf.where(any_B1, pooled_BD, tf.zeros([], h_BLD.dtype))
+
+
+def running_max(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """`max_pool` of every prefix: out[:, i] = max_pool(h[:, :i+1], mask[:, :i+1]).
+
+    ceil(log2 L) passes over the data forward; the gradient of a position goes to the first
+    event that holds its maximum, in one pass.
+
+    Args: as in `max_pool`.
+
+    Returns:
+      [B, L, D]; zeros up to the first visible position.
+    """
+
+    @tf.custom_gradient
+    def pooled(h_BLD):
+        hidden_BLD = _hide(h_BLD, mask_BL)
+        best_BLD = _cumulative_max(hidden_BLD, h_BLD.dtype.min)
+        seen_BL1 = tf.cumsum(tf.cast(mask_BL, tf.int32), axis=1)[..., tf.newaxis] > 0
+
+        def gradient(dy_BLD):
+            before = _shift(best_BLD, 1, h_BLD.dtype.min)
+            first_BL1 = seen_BL1 & (tf.cumsum(tf.cast(seen_BL1, tf.int32), axis=1) == 1)
+            record_BLD = (best_BLD > before) | first_BL1
+            position = tf.range(tf.shape(h_BLD)[1])[:, tf.newaxis]
+            holder_BLD = _cumulative_max(tf.where(record_BLD, position, -1), -1)
+            return _add_at(dy_BLD, holder_BLD)
+
+        return tf.where(seen_BL1, best_BLD, tf.zeros([], h_BLD.dtype)), gradient
+
+    return pooled(h_BLD)
+
+
+def _hide(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    return tf.where(mask_BL[..., tf.newaxis], h_BLD, h_BLD.dtype.min)
+
+
+def _shift(x_BLD: tf.Tensor, by: tf.Tensor, fill) -> tf.Tensor:
+    """Moves values `by` places up the sequence; keeps the shape, so that XLA can have it."""
+    position = tf.range(tf.shape(x_BLD)[1])[:, tf.newaxis]
+    return tf.where(position >= by, tf.roll(x_BLD, by, axis=1), tf.cast(fill, x_BLD.dtype))
+
+
+def _cumulative_max(x_BLD: tf.Tensor, lowest) -> tf.Tensor:
+    """Running maximum along axis 1 by doubling: after step s each place covers 2^s of them."""
+    _, best_BLD = tf.while_loop(
+        lambda by, _: by < tf.shape(x_BLD)[1],
+        lambda by, best: (2 * by, tf.maximum(best, _shift(best, by, lowest))),
+        (tf.constant(1), x_BLD),
+        shape_invariants=(tf.TensorShape([]), x_BLD.shape),
+    )
+    return best_BLD
+
+
+def _add_at(values_BLD: tf.Tensor, place_BLD: tf.Tensor) -> tf.Tensor:
+    """out[b, place[b, l, d], d] += values[b, l, d]; a negative place is dropped."""
+    B, L, D = tf.unstack(tf.shape(values_BLD))
+    row = tf.range(B)[:, tf.newaxis, tf.newaxis]
+    flat = (row * L + place_BLD) * D + tf.range(D)
+    summed = tf.math.unsorted_segment_sum(
+        tf.reshape(values_BLD, [-1]),
+        tf.reshape(tf.where(place_BLD >= 0, flat, -1), [-1]),
+        B * L * D,
+    )
+    return tf.reshape(summed, [B, L, D])

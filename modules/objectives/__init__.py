@@ -1,0 +1,1 @@
+"""What is minimised: masked channel prediction and the downstream tasks."""

@@ -1,0 +1,268 @@
+"""Masked channel prediction (MCP): hide values of the chosen channels, predict them. Eq. 1-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras as keras
+
+from data import spec as spec_lib
+from modules.embeddings import table as table_lib
+
+
+class ChannelLoss(NamedTuple):
+    """One channel's part of the objective, over its masked positions; float32 scalars."""
+
+    loss: tf.Tensor
+    """Eq. 2; 0 if nothing is masked."""
+    metric: tf.Tensor
+    """category, id: accuracy (the best candidate is a true value); dense: mean absolute error."""
+    count: tf.Tensor
+    """|S_i|, masked positions."""
+
+
+def mask_channels(
+    features: Mapping[str, tf.Tensor],
+    channels: Sequence[spec_lib.Channel],
+    sequence_mask: tf.Tensor,
+    rate: float,
+    seed: tf.Tensor,
+    whole_event_share: float = 0.0,
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Replaces values of the MCP channels by [MASK].
+
+    Each value is chosen with probability `rate`, independently per channel and position, except
+    that a share of them is chosen together: with probability `rate · whole_event_share` an
+    event loses all of its MCP channels at once. The video is easily told from its author; only
+    a wholly masked event must be predicted from the *other* events.
+
+    Only what is there can be masked: never padding, never a missing value. A masked category or
+    id becomes row MASK (multi-valued: MASK once, then PAD), a masked dense value NaN.
+
+    Args:
+      features: by `channel.feature`, as in a batch.
+      channels: the spec's `mcp_channels`.
+      sequence_mask: bool [B, L].
+      rate: each channel's marginal probability, whatever the share.
+      seed: int32 or int64 [2]; the same seed masks the same positions.
+      whole_event_share: in [0, 1].
+
+    Returns:
+      All features, with those channels' masked; and by feature, bool [B, L], where.
+    """
+    shape = tf.shape(sequence_mask)
+    together = rate * whole_event_share
+    alone = (rate - together) / (1.0 - together) if together < 1.0 else 0.0
+
+    def chosen(stream: int, probability: float) -> tf.Tensor:
+        stream_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+        return tf.random.stateless_uniform(shape, stream_seed) < probability
+
+    whole_event = chosen(0, together)
+    masked, positions = dict(features), {}
+    for stream, channel in enumerate(channels, start=1):
+        values = features[channel.feature]
+        position = (chosen(stream, alone) | whole_event) & sequence_mask
+        position &= is_present(channel, values)
+        positions[channel.feature] = position
+        masked[channel.feature] = _replace(channel, values, position)
+    return masked, positions
+
+
+def is_present(channel: spec_lib.Channel, values: tf.Tensor) -> tf.Tensor:
+    """bool [B, L]: a real value is there, neither padding nor missing."""
+    if channel.kind == "dense":
+        return ~tf.math.is_nan(values)
+    real = values >= table_lib.NUM_RESERVED
+    return tf.reduce_any(real, axis=-1) if channel.multi_valued else real
+
+
+def _replace(channel: spec_lib.Channel, values: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    if channel.kind == "dense":
+        return tf.where(position, float("nan"), values)
+    if not channel.multi_valued:
+        return tf.where(position, tf.cast(table_lib.MASK, values.dtype), values)
+    slot = tf.range(tf.shape(values)[-1])
+    bag = tf.where(slot == 0, table_lib.MASK, table_lib.PAD)
+    return tf.where(position[..., tf.newaxis], tf.cast(bag, values.dtype), values)
+
+
+def mcp_loss(
+    heads: Mapping[str, keras.layers.Layer],
+    h_BLD: tf.Tensor,
+    features: Mapping[str, tf.Tensor],
+    positions: Mapping[str, tf.Tensor],
+    training: bool = False,
+) -> tuple[tf.Tensor, dict[str, ChannelLoss]]:
+    """L_mcp = mean over channels i of L_i,  L_i = -1/|S_i| · Σ_{j∈S_i} log p(ŝ_j = s_j)
+
+    SuperMoE eq. 1-2. (Eq. 2 as printed has two minus signs, which would maximise the loss.)
+    A channel with nothing masked counts as 0.
+
+    Args:
+      heads: by `channel.feature`, from `build_heads`.
+      h_BLD: the encoder's output over the *masked* features.
+      features: the features before masking.
+      positions: from `mask_channels`.
+
+    Returns:
+      The total, float32, and each channel's loss, metric and count by feature.
+    """
+    parts = {}
+    for feature, head in heads.items():
+        index_M2 = tf.where(positions[feature])
+        h_MD = tf.gather_nd(h_BLD, index_M2)
+        parts[feature] = head(h_MD, tf.gather_nd(features[feature], index_M2), training=training)
+    return tf.reduce_mean(tf.stack([p.loss for p in parts.values()])), parts
+
+
+def build_heads(
+    channels: Sequence[spec_lib.Channel],
+    tables: Mapping[str, table_lib.EmbeddingTable],
+    full_softmax_limit: int = 20_000,
+) -> dict[str, keras.layers.Layer]:
+    """A head per MCP channel, by feature.
+
+    Tables of at most `full_softmax_limit` rows are predicted by a softmax over all rows, larger
+    ones by a sampled softmax.
+    """
+    heads: dict[str, keras.layers.Layer] = {}
+    for channel in channels:
+        name = f"mcp_{channel.feature}"
+        if channel.kind == "dense":
+            heads[channel.feature] = DenseChannelHead(name=name)
+            continue
+        table = tables[channel.table_name]
+        head = FullSoftmaxHead if table.num_rows <= full_softmax_limit else SampledSoftmaxHead
+        heads[channel.feature] = head(table, name=name)
+    return heads
+
+
+class FullSoftmaxHead(keras.layers.Layer):
+    """p(v | h) = softmax over all rows of (W h + c) · row_v + bias_v.
+
+    Weights are tied with the input: candidates are scored by the rows of their own table, which
+    the caller owns (it isn't among this layer's variables). Reserved rows can't be predicted.
+    A multi-valued target is a bag: its loss is the cross-entropy with the uniform distribution
+    over its values, -mean_v log p(v). Computed in float32.
+    """
+
+    def __init__(self, table: table_lib.EmbeddingTable, **kwargs):
+        super().__init__(**kwargs, dtype="float32")
+        self._rows = lambda: table.rows
+        self.query = keras.layers.Dense(table.dim, dtype="float32")
+        self.bias = self.add_weight("bias", (table.num_rows,), initializer="zeros")
+
+    def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
+        """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
+        del training
+        targets_MV = tf.reshape(targets, [tf.shape(h_MD)[0], _num_values(targets)])
+        scores_MR = tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + self.bias
+        reserved_R = tf.range(scores_MR.shape[-1]) < table_lib.NUM_RESERVED
+        return _bag_cross_entropy(
+            tf.where(reserved_R, tf.float32.min, scores_MR),
+            targets_MV,
+            targets_MV >= table_lib.NUM_RESERVED,
+        )
+
+
+class SampledSoftmaxHead(keras.layers.Layer):
+    """Softmax over the distinct values masked in this batch, for tables too large for all rows.
+
+    A value u is a candidate with probability 1 - (1 - Q_u)^n, n draws a batch, so popular values
+    would be punished for being popular; subtracting the log of that probability from the scores
+    (logQ, as `tf.nn.sampled_softmax_loss` does) makes the full softmax the target again.
+    Q is counted while training, one integer a row, starting from one of each.
+
+    Weights, bags and precision as in `FullSoftmaxHead`; no bias.
+    Reference: Yi et al., 2019 (sampling-bias-corrected in-batch softmax).
+    """
+
+    def __init__(self, table: table_lib.EmbeddingTable, **kwargs):
+        super().__init__(**kwargs, dtype="float32")
+        self._rows = lambda: table.rows
+        self.query = keras.layers.Dense(table.dim, dtype="float32")
+        self.counts = self.add_weight(
+            "counts", (table.num_rows,), dtype=tf.int32, initializer="ones", trainable=False
+        )
+        self.total = self.add_weight(
+            "total",
+            (),
+            dtype=tf.int64,
+            initializer=keras.initializers.Constant(table.num_rows),
+            trainable=False,
+        )
+
+    def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
+        """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
+        targets_MV = tf.reshape(targets, [tf.shape(h_MD)[0], _num_values(targets)])
+        valid_MV = targets_MV >= table_lib.NUM_RESERVED
+        rows_U, column, times_U = tf.unique_with_counts(tf.reshape(targets_MV, [-1]))
+        reserved_U = rows_U < table_lib.NUM_RESERVED
+        times_U = tf.where(reserved_U, 0, times_U)
+        if training:
+            self.counts.scatter_add(tf.IndexedSlices(times_U, rows_U))
+            self.total.assign_add(tf.cast(tf.reduce_sum(times_U), tf.int64))
+        candidates_UD = tf.gather(self._rows(), rows_U)
+        scores_MU = tf.matmul(self.query(h_MD), candidates_UD, transpose_b=True)
+        scores_MU -= self._log_inclusion(rows_U, tf.reduce_sum(times_U))
+        return _bag_cross_entropy(
+            tf.where(reserved_U, tf.float32.min, scores_MU),
+            tf.reshape(column, tf.shape(targets_MV)),
+            valid_MV,
+        )
+
+    def _log_inclusion(self, rows_U: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        """log(1 - (1 - Q)^draws), float32 [U]."""
+        count_U = tf.cast(tf.gather(self.counts, rows_U), tf.float32)
+        log_absent_U = tf.math.log1p(-count_U / tf.cast(self.total, tf.float32))
+        return tf.math.log(-tf.math.expm1(tf.cast(tf.maximum(draws, 1), tf.float32) * log_absent_U))
+
+
+class DenseChannelHead(keras.layers.Layer):
+    """Predicts a dense channel's normalised value; Huber loss (δ = 1), so that tails don't rule."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, dtype="float32")
+        self.value = keras.layers.Dense(1, dtype="float32")
+
+    def call(self, h_MD: tf.Tensor, targets_M: tf.Tensor, training: bool = False) -> ChannelLoss:
+        """float [M, D], float32 [M] -> ChannelLoss."""
+        del training
+        error_M = tf.abs(tf.squeeze(self.value(h_MD), axis=-1) - targets_M)
+        huber_M = tf.where(error_M <= 1.0, 0.5 * tf.square(error_M), error_M - 0.5)
+        return _mean_over_masked(huber_M, error_M)
+
+
+def _num_values(targets: tf.Tensor) -> int | tf.Tensor:
+    """V of [M, V]; 1 of [M]."""
+    if targets.shape.rank == 1:
+        return 1
+    return targets.shape[-1] or tf.shape(targets)[-1]
+
+
+def _bag_cross_entropy(
+    scores_MC: tf.Tensor, labels_MV: tf.Tensor, valid_MV: tf.Tensor
+) -> ChannelLoss:
+    """Cross-entropy between softmax(scores) and the uniform distribution over a bag of columns."""
+    if labels_MV.shape[-1] == 1:  # one fused kernel
+        loss_M = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_MV[:, 0], scores_MC)
+    else:
+        log_p_MV = tf.gather(tf.nn.log_softmax(scores_MC), labels_MV, batch_dims=1)
+        weight_MV = tf.cast(valid_MV, tf.float32)
+        bag_M = tf.reduce_sum(tf.where(valid_MV, log_p_MV, 0.0), axis=-1)
+        loss_M = -tf.math.divide_no_nan(bag_M, tf.reduce_sum(weight_MV, axis=-1))
+    best_M = tf.argmax(scores_MC, axis=-1, output_type=labels_MV.dtype)
+    hit_M = tf.reduce_any((best_M[:, tf.newaxis] == labels_MV) & valid_MV, axis=-1)
+    return _mean_over_masked(loss_M, tf.cast(hit_M, tf.float32))
+
+
+def _mean_over_masked(loss_M: tf.Tensor, metric_M: tf.Tensor) -> ChannelLoss:
+    count = tf.cast(tf.shape(loss_M)[0], tf.float32)
+    return ChannelLoss(
+        loss=tf.math.divide_no_nan(tf.reduce_sum(loss_M), count),
+        metric=tf.math.divide_no_nan(tf.reduce_sum(metric_M), count),
+        count=count,
+    )

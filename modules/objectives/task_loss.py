@@ -1,0 +1,61 @@
+"""Losses of the downstream tasks (eq. 3) and their weighted sum (eq. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from data import spec as spec_lib
+
+
+def task_loss(
+    task: spec_lib.Task, logits_BK: tf.Tensor, labels_BK: tf.Tensor, mask_BK: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """L_k = Σ_i δ_i · loss(ŝ_i, s_i) / Σ_i δ_i   (SuperMoE eq. 3)
+
+    δ is 1 where the target is real and its label present. The loss is cross-entropy for
+    binary and multiclass tasks, the squared error for regression.
+
+    Args:
+      task: gives the type.
+      logits_BK: float [B, K], or [B, K, classes] for multiclass.
+      labels_BK: float32; NaN: missing. Binary 0 or 1, multiclass the class's index.
+      mask_BK: bool, False for padding.
+
+    Returns:
+      The loss, 0 (with zero gradients) where nothing is labelled, and Σδ; float32 scalars.
+    """
+    present_BK = mask_BK & ~tf.math.is_nan(labels_BK)
+    # Before the loss, not after: the gradient of an unselected NaN is NaN.
+    labels_BK = tf.where(present_BK, labels_BK, 0.0)
+    logits_BK = tf.cast(logits_BK, tf.float32)
+    chosen = present_BK[..., tf.newaxis] if task.type == "multiclass" else present_BK
+    logits_BK = tf.where(chosen, logits_BK, 0.0)
+    delta_BK = tf.cast(present_BK, tf.float32)
+    count = tf.reduce_sum(delta_BK)
+    loss_BK = _elementwise(task.type, logits_BK, labels_BK)
+    return tf.math.divide_no_nan(tf.reduce_sum(delta_BK * loss_BK), count), count
+
+
+def _elementwise(kind: str, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    if kind == "binary":
+        return tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    if kind == "multiclass":
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+    return tf.square(logits - labels)
+
+
+def weighted_total(
+    losses: Mapping[str, tf.Tensor], weights: Mapping[str, float | tf.Tensor]
+) -> tf.Tensor:
+    """Loss = Σ_k λ_k · L_k   (SuperMoE eq. 9)
+
+    Raises:
+      ValueError: `losses` and `weights` don't name the same tasks.
+    """
+    if losses.keys() != weights.keys():
+        raise ValueError(
+            f"losses of {sorted(losses)} but weights of {sorted(weights)}: one λ a task is needed"
+        )
+    return tf.add_n([weights[name] * loss for name, loss in losses.items()])
