@@ -1,0 +1,7 @@
+"""What answers: a TF Serving-compatible model server and a client without TensorFlow.
+
+Start reading at `server/__main__.py` (flags, start-up) or `client/client.py`. What both ends
+share: `protos` (TF's and TF Serving's messages in a private pool), `tensors` (messages to NumPy
+and back), `errors`. Nothing here imports `data`, `modules`, `tfx_pipeline` or TensorFlow's
+Python package: a pushed SavedModel is self-contained.
+"""

@@ -1,0 +1,78 @@
+"""`python -m serving.client --model NAME --examples FILE`: asks a server, prints JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+
+import numpy as np
+
+from serving import errors
+from serving.client import client, instances
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serving.client", description=__doc__)
+    parser.add_argument("--target", default="localhost:8500", help="host:port of the server")
+    parser.add_argument("--model", default="default", help="the model's name")
+    parser.add_argument("--signature", default=client.DEFAULT_SIGNATURE, help="e.g. embed")
+    parser.add_argument("--version", type=int, help="the newest unless given")
+    parser.add_argument(
+        "--examples",
+        required=True,
+        metavar="FILE",
+        help='one instance a line as JSON, {"feature": value or list}; TFRecords; - for stdin',
+    )
+    parser.add_argument("--limit", type=int, help="only the first instances")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds a request")
+    return parser.parse_args(argv)
+
+
+def _plain(value: object) -> object:
+    """JSON has neither bytes nor NaN."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _row(array: np.ndarray) -> object:
+    """The single row of a batch of one; float32 in its own few digits."""
+    row = array[0] if array.ndim else array
+    if isinstance(row, bytes):
+        return _plain(row)
+    if row.dtype == np.float32:
+        row = row.astype("U").astype(np.float64)
+    return _plain(row.tolist())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints one JSON object of outputs per instance. Returns the exit code: 0, or 1 on error."""
+    arguments = _arguments(argv)
+    try:
+        with client.Client(arguments.target) as asking:
+            read = instances.read_instances(arguments.examples)
+            for instance in itertools.islice(read, arguments.limit):
+                # One user a request, as in serving; in a batch, users would pad one another.
+                outputs = asking.predict(
+                    arguments.model,
+                    {"examples": [instance]},
+                    signature=arguments.signature,
+                    version=arguments.version,
+                    timeout=arguments.timeout,
+                )
+                print(json.dumps({name: _row(array) for name, array in outputs.items()}))
+    except (errors.ServingError, instances.InstancesError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

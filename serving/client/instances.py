@@ -1,0 +1,70 @@
+"""Reads the instances of a file: serialized `tf.Example`s, from JSON lines or TFRecords."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pathlib
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from serving.client.example import ExampleError, example
+
+_GZIP = b"\x1f\x8b"
+
+
+class InstancesError(ValueError):
+    """A file that can't be read; the message names it and the line."""
+
+
+def read_instances(path: str) -> Iterator[bytes]:
+    """Yields serialized `tf.Example`s.
+
+    Args:
+      path: `*.tfrecord`, `*.tfrecord.gz` or TFX's `data_tfrecord-*.gz`: TFRecords. Else JSON
+        lines, one instance a line as `{"feature": value or list, …}`; `-` is standard input.
+
+    Raises:
+      InstancesError: no such file, a line that isn't such JSON, a truncated file.
+    """
+    if path == "-":
+        yield from _json_lines(sys.stdin, "standard input")
+        return
+    try:
+        if "tfrecord" in pathlib.Path(path).name:
+            with open(path, "rb") as file:
+                zipped = file.read(2) == _GZIP
+            with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
+                yield from _tf_records(file, path)
+        else:
+            with open(path, encoding="utf-8") as file:
+                yield from _json_lines(file, path)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InstancesError(f"{path}: can't be read: {error}") from None
+
+
+def _json_lines(lines: Iterable[str], name: str) -> Iterator[bytes]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            features = json.loads(line)
+            if not isinstance(features, dict):
+                raise ExampleError('one JSON object a line: {"feature": value or list, ...}')
+            yield example(features)
+        except (json.JSONDecodeError, ExampleError) as error:
+            raise InstancesError(f"{name}, line {number}: {error}") from None
+
+
+def _tf_records(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Length (8 bytes), its checksum (4), the record, its checksum (4); checksums are skipped."""
+    while header := file.read(12):
+        if len(header) < 12:
+            raise InstancesError(f"{name}: ends within a record")
+        (length,) = struct.unpack("<Q", header[:8])
+        record = file.read(length)
+        if len(record) < length or len(file.read(4)) < 4:
+            raise InstancesError(f"{name}: ends within a record")
+        yield record

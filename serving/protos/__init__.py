@@ -1,0 +1,48 @@
+"""TensorFlow's and TF Serving's API messages, without TensorFlow.
+
+`api.desc` is a FileDescriptorSet made by `generate.py` from the installed
+tensorflow-serving-api. It is loaded into a private descriptor pool, so these classes live beside
+TensorFlow's own in one process; both speak the same wire format.
+"""
+
+import functools
+import pathlib
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+DESCRIPTORS = pathlib.Path(__file__).with_name("api.desc")
+
+
+@functools.cache
+def _pool() -> descriptor_pool.DescriptorPool:
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        pool.Add(file)
+    return pool
+
+
+@functools.cache
+def message_class(full_name: str) -> type[message.Message]:
+    """The class of a message. Raises `KeyError` for a name the descriptor set doesn't hold.
+
+    Args:
+      full_name: with its package, e.g. `tensorflow.serving.PredictRequest`.
+    """
+    descriptor = _pool().FindMessageTypeByName(full_name)
+    if hasattr(message_factory, "GetMessageClass"):  # protobuf 4 and later
+        return message_factory.GetMessageClass(descriptor)
+    return message_factory.MessageFactory(_pool()).GetPrototype(descriptor)
+
+
+Example = message_class("tensorflow.Example")
+MetaGraphDef = message_class("tensorflow.MetaGraphDef")
+ConfigProto = message_class("tensorflow.ConfigProto")
+TensorProto = message_class("tensorflow.TensorProto")
+PredictRequest = message_class("tensorflow.serving.PredictRequest")
+PredictResponse = message_class("tensorflow.serving.PredictResponse")
+GetModelMetadataRequest = message_class("tensorflow.serving.GetModelMetadataRequest")
+GetModelMetadataResponse = message_class("tensorflow.serving.GetModelMetadataResponse")
+GetModelStatusRequest = message_class("tensorflow.serving.GetModelStatusRequest")
+GetModelStatusResponse = message_class("tensorflow.serving.GetModelStatusResponse")
+ModelVersionStatus = message_class("tensorflow.serving.ModelVersionStatus")
+SignatureDefMap = message_class("tensorflow.serving.SignatureDefMap")

@@ -1,0 +1,139 @@
+"""One loaded SavedModel: its signatures, and running them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+
+from serving import errors, protos
+from serving.server import c_api, native_tensor
+from serving.server.c_api import BLOCKING, QUICK
+
+SERVE_TAG = b"serve"
+
+
+class SavedModel:
+    """A session over a SavedModel directory. Thread-safe; the GIL is free while it runs.
+
+    Attributes:
+      signatures: signature name -> SignatureDef.
+    """
+
+    def __init__(self, path: str, config: bytes = b""):
+        """Loads it: reads the graph and the variables, runs the initialisers.
+
+        Args:
+          path: the directory that holds `saved_model.pb`.
+          config: a serialized `tensorflow.ConfigProto` (threads, …).
+
+        Raises:
+          errors.ServingError: what TensorFlow says is wrong with it.
+        """
+        self._graph = QUICK.TF_NewGraph()
+        self._session = None
+        options = QUICK.TF_NewSessionOptions()
+        meta_graph = QUICK.TF_NewBuffer()
+        try:
+            with c_api.Status() as status:
+                QUICK.TF_SetConfig(options, config, len(config), status.pointer)
+                status.check()
+                self._session = BLOCKING.TF_LoadSessionFromSavedModel(
+                    options,
+                    None,
+                    path.encode(),
+                    (ctypes.c_char_p * 1)(SERVE_TAG),
+                    1,
+                    self._graph,
+                    meta_graph,
+                    status.pointer,
+                )
+                status.check()
+            content = ctypes.string_at(meta_graph.contents.data, meta_graph.contents.length)
+        except errors.ServingError:
+            self.close()
+            raise
+        finally:
+            QUICK.TF_DeleteBuffer(meta_graph)
+            QUICK.TF_DeleteSessionOptions(options)
+        # Only the signatures are kept: the graph itself may be large.
+        parsed = protos.MetaGraphDef.FromString(content)
+        self.signatures = {
+            name: type(signature).FromString(signature.SerializeToString())
+            for name, signature in parsed.signature_def.items()
+        }
+        self._outputs = functools.cache(self._find_outputs)
+
+    def run(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature.
+
+        Args:
+          signature: a key of `signatures`.
+          inputs: one array per input of the signature, strings as `bytes` objects.
+          outputs: which of the signature's outputs; all of them unless given.
+
+        Returns:
+          Output name -> array, in the order asked for.
+
+        Raises:
+          errors.ServingError: TensorFlow's code and message.
+        """
+        definition = self.signatures[signature]
+        names = tuple(definition.outputs if outputs is None else outputs)
+        feeds = self._outputs(tuple(definition.inputs[name].name for name in inputs))
+        fetches = self._outputs(tuple(definition.outputs[name].name for name in names))
+        fed = native_tensor.pointers(len(inputs))
+        fetched = native_tensor.pointers(len(names))
+        try:
+            for i, array in enumerate(inputs.values()):
+                fed[i] = native_tensor.from_array(array)
+            with c_api.Status() as status:
+                BLOCKING.TF_SessionRun(
+                    self._session,
+                    None,
+                    feeds,
+                    fed,
+                    len(inputs),
+                    fetches,
+                    fetched,
+                    len(names),
+                    None,
+                    0,
+                    None,
+                    status.pointer,
+                )
+                status.check()
+            arrays = map(native_tensor.to_array, fetched)
+            return dict(zip(names, arrays, strict=True))
+        finally:
+            native_tensor.delete(fed)
+            native_tensor.delete(fetched)
+
+    def close(self) -> None:
+        """Frees the session, its variables and its graph. No `run` may be under way."""
+        with c_api.Status() as status:
+            if self._session:
+                BLOCKING.TF_CloseSession(self._session, status.pointer)
+                BLOCKING.TF_DeleteSession(self._session, status.pointer)
+                self._session = None
+            if self._graph:
+                BLOCKING.TF_DeleteGraph(self._graph)
+                self._graph = None
+
+    def _find_outputs(self, tensor_names: tuple[str, ...]):
+        """`operation:index` names to a TF_Output array; cached per signature."""
+        found = (c_api.Output * len(tensor_names))()
+        for i, name in enumerate(tensor_names):
+            operation, _, index = name.rpartition(":")
+            pointer = QUICK.TF_GraphOperationByName(self._graph, operation.encode())
+            if not pointer:
+                raise errors.ServingError(
+                    grpc.StatusCode.INTERNAL, f"a signature names {name!r}, not in the graph"
+                )
+            found[i] = c_api.Output(pointer, int(index))
+        return found

@@ -1,0 +1,71 @@
+"""One version of a model: START -> LOADING -> AVAILABLE -> UNLOADING -> END, as TF Serving's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from serving import errors, protos
+from serving.server import saved_model
+
+State = protos.ModelVersionStatus
+
+
+class Version:
+    """A version directory and, while it is available, its loaded SavedModel.
+
+    Attributes:
+      number: the version.
+      path: its directory.
+      state: a value of `ModelVersionStatus.State`.
+      error: why loading failed, in state END.
+    """
+
+    def __init__(self, number: int, path: str):
+        self.number = number
+        self.path = path
+        self.state = State.START
+        self.error: errors.ServingError | None = None
+        self._model: saved_model.SavedModel | None = None
+        self._users = 0
+        self._changed = threading.Condition()
+
+    def load(self, config: bytes) -> None:
+        """Loads the SavedModel; afterwards the version is AVAILABLE, or END with an `error`."""
+        self.state = State.LOADING
+        start = time.monotonic()
+        try:
+            self._model = saved_model.SavedModel(self.path, config)
+        except errors.ServingError as error:
+            self.error = error
+            self.state = State.END
+            logging.error("version %d can't be loaded from %s: %s", self.number, self.path, error)
+            return
+        self.state = State.AVAILABLE
+        logging.info("version %d loaded in %.1f s", self.number, time.monotonic() - start)
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[saved_model.SavedModel | None]:
+        """Holds the SavedModel loaded for the block; None unless the version is available."""
+        with self._changed:
+            model = self._model if self.state == State.AVAILABLE else None
+            self._users += model is not None
+        try:
+            yield model
+        finally:
+            with self._changed:
+                self._users -= model is not None
+                self._changed.notify_all()
+
+    def unload(self) -> None:
+        """Takes no new requests, waits for those under way, then frees the memory."""
+        with self._changed:
+            self.state = State.UNLOADING
+            self._changed.wait_for(lambda: not self._users)
+        self._model.close()
+        self._model = None
+        self.state = State.END
+        logging.info("version %d unloaded", self.number)
