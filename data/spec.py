@@ -239,17 +239,14 @@ class Phase(_Strict):
 class Pretraining(Phase):
     mask_rate: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2
     """Probability that a value of an MCP channel is masked (and predicted)."""
-
-
-class Finetuning(Phase):
-    freeze_encoder_steps: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Steps during which only the towers learn, after a warm start."""
+    whole_event_share: Fraction = 0.3
+    """Of the masked values, the share whose event loses all its MCP channels at once."""
 
 
 class Training(_Strict):
     seed: int = 0
     pretrain: Pretraining = Pretraining()
-    finetune: Finetuning = Finetuning()
+    finetune: Phase = Phase()
 
 
 class Validation(_Strict):

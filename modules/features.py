@@ -1,0 +1,180 @@
+"""The input graph: transformed, ragged instances -> padded model batches.
+
+One code path for training, evaluation and serving, so there is no skew between them.
+Everything is a graph op over the whole batch; shapes are in docs/contracts.md.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data.spec import Channel, DenseChannel, Spec
+from modules.embeddings.table import MISSING, PAD
+
+Batch = dict[str, tf.Tensor]
+Ragged = dict[str, tf.RaggedTensor]
+_TRAIN, _EVAL = 0, 1
+
+
+def as_ragged(features: dict, spec: Spec) -> Ragged:
+    """Uniform view of parsed features: every list ragged [B, None]; multi-valued [B, None, None]."""
+    ragged = {name: _to_ragged(value) for name, value in features.items()}
+    for channel in spec.channels:
+        if getattr(channel, "multi_valued", False) and channel.feature in ragged:
+            counts = ragged.pop(channel.count_feature)
+            values = ragged[channel.feature].flat_values
+            per_event = tf.RaggedTensor.from_row_lengths(values, counts.flat_values, validate=False)
+            ragged[channel.feature] = counts.with_values(per_event)
+    return ragged
+
+
+def lengths(ragged: Ragged, spec: Spec) -> tuple[tf.Tensor, tf.Tensor]:
+    """Events L_b and targets K_b of every instance, int64 [B]: those of the longest list.
+
+    A request may leave a channel out (its values are missing) or `target_position`.
+    """
+    events = [c.feature for c in spec.scope("sequence")]
+    targets = [c.feature for c in spec.scope("candidate")] + ["target_position"]
+    return _longest(ragged, events), _longest(ragged, targets)
+
+
+def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
+    """Keeps the targets of one split; for 'train' also cuts the window to its training events.
+
+    Raises:
+      ValueError: split is neither 'train' nor 'eval'.
+    """
+    code = {"train": _TRAIN, "eval": _EVAL}.get(split)
+    if code is None:
+        raise ValueError(f"split {split!r}: expected 'train' or 'eval'")
+    ragged = dict(ragged)
+    keep = tf.equal(ragged["target_split"], code)
+    for name in target_features(spec):
+        if name in ragged:
+            ragged[name] = tf.ragged.boolean_mask(ragged[name], keep)
+    if split == "train":
+        num_events, _ = lengths(ragged, spec)
+        visible = tf.ragged.range(num_events) < ragged["train_length"].flat_values[:, tf.newaxis]
+        for channel in spec.scope("sequence"):
+            ragged[channel.feature] = tf.ragged.boolean_mask(ragged[channel.feature], visible)
+    return ragged
+
+
+def target_features(spec: Spec) -> list[str]:
+    names = ["target_position", "target_split"]
+    names += [c.feature for c in spec.scope("candidate")]
+    names += [f for t in spec.tasks for f in (t.label_feature, t.oracle_feature)]
+    return names
+
+
+def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
+    """Ragged instances -> dense batch.
+
+    Args:
+      ragged: as `as_ragged` gives them. `target_position` may be absent (all events visible).
+      length_multiple: L and K are rounded up to a multiple of it, to keep few static shapes.
+
+    Returns:
+      sequence_<channel> [B, L(, V)], sequence_mask bool [B, L], context_<channel> [B(, V)],
+      candidate_<channel> [B, K(, V)], target_position int64 [B, K], target_mask bool [B, K],
+      label_<task> float32 [B, K] where present. Padding: row 0, NaN for dense and labels.
+    """
+    num_events, num_targets = lengths(ragged, spec)
+    max_events = _round_up(tf.reduce_max(tf.concat([[0], num_events], 0)), length_multiple)
+    max_targets = _round_up(tf.reduce_max(tf.concat([[0], num_targets], 0)), length_multiple)
+    batch: Batch = {
+        "sequence_mask": tf.sequence_mask(num_events, max_events),
+        "target_mask": tf.sequence_mask(num_targets, max_targets),
+    }
+    for channel in spec.scope("sequence"):
+        batch[channel.feature] = _dense(ragged[channel.feature], batch["sequence_mask"], channel)
+    for channel in spec.scope("candidate"):
+        batch[channel.feature] = _dense(ragged[channel.feature], batch["target_mask"], channel)
+    one_each = tf.ones_like(num_events, tf.bool)[:, tf.newaxis]
+    for channel in spec.scope("context"):
+        batch[channel.feature] = _dense(ragged[channel.feature], one_each, channel)[:, 0]
+    if "target_position" in ragged:
+        given = ragged["target_position"].to_tensor(default_value=-1, shape=[None, max_targets])
+        sees_all = given < 0
+    else:
+        given = tf.zeros_like(batch["target_mask"], tf.int64)
+        sees_all = tf.ones_like(batch["target_mask"])
+    batch["target_position"] = tf.where(
+        sees_all, num_events[:, tf.newaxis], tf.minimum(given, num_events[:, tf.newaxis])
+    )
+    for task in spec.tasks:
+        if task.label_feature in ragged:
+            batch[task.label_feature] = ragged[task.label_feature].to_tensor(
+                default_value=float("nan"), shape=[None, max_targets]
+            )
+    return batch
+
+
+def visible_suffixes(batch: Batch, spec: Spec) -> tuple[Batch, tf.Tensor]:
+    """`expanded` targets: one row for every real target, holding what it sees.
+
+    Returns:
+      sequence features [N, max_length(, V)], right-aligned to the newest visible event and
+      shifted left (so index 0 is the oldest), with their `sequence_mask`, and context
+      features [N]; and the targets' places, int64 [N, 2] = (instance, target).
+    """
+    places = tf.where(batch["target_mask"])
+    end = tf.gather_nd(batch["target_position"], places)
+    rows = suffix_features(batch, spec, places[:, 0], end)
+    return rows, places
+
+
+def suffix_features(batch: Batch, spec: Spec, instance: tf.Tensor, end: tf.Tensor) -> Batch:
+    """For each (instance, end): the newest `max_length` of the first `end` events.
+
+    Args:
+      instance, end: int64 [N].
+    """
+    length = spec.sequence.max_length
+    start = tf.maximum(end - length, 0)
+    index = start[:, tf.newaxis] + tf.range(length, dtype=tf.int64)[tf.newaxis, :]
+    mask = index < end[:, tf.newaxis]
+    max_events = tf.shape(batch["sequence_mask"], tf.int64)[1]
+    # A batch may hold no event at all; gather needs one column to point at.
+    padded_events = tf.maximum(max_events, 1) - max_events
+    index = tf.minimum(index, tf.maximum(max_events, 1) - 1)
+    rows: Batch = {"sequence_mask": mask}
+    for channel in spec.scope("sequence"):
+        values = batch[channel.feature]
+        paddings = [[0, 0], [0, padded_events]] + [[0, 0]] * (values.shape.rank - 2)
+        values = tf.gather(tf.pad(values, paddings), instance)
+        values = tf.gather(values, index, batch_dims=1)
+        keep = tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (values.shape.rank - 2)], 0))
+        filler = tf.constant(float("nan") if values.dtype.is_floating else PAD, values.dtype)
+        rows[channel.feature] = tf.where(keep, values, filler)
+    for channel in spec.scope("context"):
+        rows[channel.feature] = tf.gather(batch[channel.feature], instance)
+    return rows
+
+
+def _longest(ragged: Ragged, names: list[str]) -> tf.Tensor:
+    present = [ragged[name].row_lengths() for name in names if name in ragged]
+    return tf.reduce_max(tf.stack(present), axis=0)
+
+
+def _dense(ragged: tf.RaggedTensor, mask: tf.Tensor, channel: Channel) -> tf.Tensor:
+    """[B, L(, V)]: a list shorter than `mask` says is completed by missing values, then padded."""
+    length = tf.shape(mask)[1]
+    if isinstance(channel, DenseChannel):
+        return ragged.to_tensor(default_value=float("nan"), shape=[None, length])
+    if channel.multi_valued:
+        return ragged.to_tensor(default_value=PAD, shape=[None, length, None])
+    rows = ragged.to_tensor(default_value=PAD, shape=[None, length])
+    return tf.where(mask & tf.equal(rows, PAD), tf.constant(MISSING, tf.int64), rows)
+
+
+def _round_up(n: tf.Tensor, multiple: int) -> tf.Tensor:
+    return -(-n // multiple) * multiple
+
+
+def _to_ragged(value) -> tf.RaggedTensor:
+    if isinstance(value, tf.RaggedTensor):
+        return value
+    if isinstance(value, tf.SparseTensor):
+        return tf.RaggedTensor.from_sparse(value)
+    return tf.RaggedTensor.from_uniform_row_length(tf.reshape(value, [-1]), 1)

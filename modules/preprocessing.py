@@ -1,0 +1,179 @@
+"""Transform's preprocessing function, derived from the spec (DESIGN §4.1, docs/contracts.md).
+
+Ids and categories become rows of their embedding table, dense channels are normalised.
+Statistics and vocabularies are learned from training events and training targets only,
+whatever file split they stand in; missing values never enter them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from data.spec import (
+    CategoryChannel,
+    Channel,
+    DenseChannel,
+    IdChannel,
+    Spec,
+    parse_spec,
+    table_setting,
+)
+from modules.embeddings.table import MISSING, NUM_RESERVED
+
+Features = dict[str, tf.Tensor | tf.RaggedTensor]
+_CATEGORY_OOV_ROWS = 1
+
+
+def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Features:
+    """Raw instance features -> transformed features of the same names.
+
+    Args:
+      inputs: batch of raw instances; lists are ragged [B, None], scalars [B, 1] or ragged.
+      custom_config: {'spec': the spec as JSON}.
+    """
+    spec = parse_spec(json.loads(custom_config["spec"]))
+    outputs = dict(inputs)
+    for table, channels in spec.tables.items():
+        rows = _row_lookup(table, channels, spec, inputs)
+        for channel in channels:
+            outputs[channel.feature] = _map_flat(inputs[channel.feature], rows)
+    for channel in spec.channels:
+        if isinstance(channel, DenseChannel):
+            outputs[channel.feature] = _normalize(channel, spec, inputs)
+    return outputs
+
+
+def table_rows(spec: Spec, transform_output: tft.TFTransformOutput) -> dict[str, int]:
+    """Rows of every embedding table: reserved ones, then vocabulary, then hash buckets."""
+    rows = {}
+    for table, channels in spec.tables.items():
+        values = table_setting(channels, "values", None)
+        if values is not None:
+            vocabulary = len(values)
+        elif table_setting(channels, "top_k", 1) == 0:
+            vocabulary = 0
+        else:
+            vocabulary = transform_output.vocabulary_size_by_name(table)
+        rows[table] = NUM_RESERVED + vocabulary + _hashed_rows(channels)
+    return rows
+
+
+def _hashed_rows(channels: tuple[CategoryChannel | IdChannel, ...]) -> int:
+    return table_setting(channels, "rows", _CATEGORY_OOV_ROWS)
+
+
+def _row_lookup(table: str, channels, spec: Spec, inputs: Features):
+    """A function from a flat tensor of raw values to their table's rows."""
+    values = table_setting(channels, "values", None)
+    top_k = table_setting(channels, "top_k", None)
+    hashed = _hashed_rows(channels)
+    if values is not None:
+
+        def lookup(x):
+            hits = tf.equal(x[:, tf.newaxis], tf.constant(values)[tf.newaxis, :])
+            known = tf.argmax(tf.cast(hits, tf.int8), axis=-1)
+            return tf.where(tf.reduce_any(hits, axis=-1), known, len(values))
+
+    elif top_k == 0:
+
+        def lookup(x):
+            text = x if x.dtype == tf.string else tf.strings.as_string(x)
+            return tf.strings.to_hash_bucket_fast(text, hashed)
+
+    else:
+        seen = [_training_values(channel, spec, inputs) for channel in channels]
+        vocabulary = tft.vocabulary(
+            tf.concat(seen, axis=0),
+            top_k=top_k,
+            frequency_threshold=table_setting(channels, "min_count", None),
+            vocab_filename=table,
+        )
+
+        def lookup(x):
+            return tft.apply_vocabulary(x, vocabulary, num_oov_buckets=hashed)
+
+    def rows(x):
+        return tf.where(_is_missing(x), tf.constant(MISSING, tf.int64), lookup(x) + NUM_RESERVED)
+
+    return rows
+
+
+def _normalize(channel: DenseChannel, spec: Spec, inputs: Features):
+    """z = (x - mean) / std over training values; `bucketize` is the quantile rank in [0, 1]."""
+    squash = (
+        (lambda x: tf.sign(x) * tf.math.log1p(tf.abs(x)))
+        if channel.normalize == "log1p"
+        else tf.identity
+    )
+    raw = inputs[channel.feature]
+    if channel.normalize == "none":
+        return raw
+    seen = squash(_training_values(channel, spec, inputs))
+    if channel.normalize == "bucketize":
+        edges = tft.quantiles(seen, channel.buckets, epsilon=0.1 / channel.buckets)
+
+        def normalize(x):
+            rank = tft.apply_buckets_with_interpolation(x, edges)
+            return tf.where(tf.math.is_nan(x), x, rank)
+
+    else:
+        mean, deviation = tft.mean(seen), tf.sqrt(tft.var(seen))
+        # A channel that is constant (or never present) in training carries nothing to scale by.
+        mean = tf.where(tf.math.is_finite(mean), mean, 0.0)
+        usable = tf.math.is_finite(deviation) & (deviation > 1e-6)
+        deviation = tf.where(usable, deviation, 1.0)
+
+        def normalize(x):
+            return (squash(x) - mean) / deviation
+
+    return _map_flat(raw, normalize)
+
+
+def _training_values(channel: Channel, spec: Spec, inputs: Features) -> tf.Tensor:
+    """Flat, present values of a channel that training may see."""
+    x = _flat(inputs[channel.feature])
+    lengths = _row_lengths(inputs[channel.feature])
+    train_length = _flat(inputs["train_length"])
+    splits = inputs["target_split"]
+    multi_valued = getattr(channel, "multi_valued", False)
+    if multi_valued:
+        counts = inputs[channel.count_feature]
+        lengths = _row_lengths(counts)
+    if channel.scope == "sequence":
+        index = tf.ragged.range(lengths).flat_values
+        visible = tf.cast(index, tf.int64) < tf.repeat(train_length, lengths)
+    elif channel.scope == "candidate":
+        visible = tf.equal(_flat(splits), 0)
+    else:
+        has_train_target = tf.reduce_any(tf.equal(splits, 0), axis=1)
+        visible = tf.repeat((train_length > 0) | has_train_target, lengths)
+    if multi_valued:
+        visible = tf.repeat(visible, _flat(counts))
+    return tf.boolean_mask(x, visible & ~_is_missing(x))
+
+
+def _is_missing(x: tf.Tensor) -> tf.Tensor:
+    if x.dtype == tf.string:
+        return tf.equal(x, "")
+    if x.dtype.is_integer:
+        return tf.equal(x, -1)
+    return tf.math.is_nan(x)
+
+
+def _flat(x: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    return x.flat_values if isinstance(x, tf.RaggedTensor) else tf.reshape(x, [-1])
+
+
+def _row_lengths(x: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    if isinstance(x, tf.RaggedTensor):
+        return x.row_lengths()
+    return tf.ones([tf.shape(x)[0]], tf.int64)
+
+
+def _map_flat(x, fn):
+    if isinstance(x, tf.RaggedTensor):
+        return x.with_flat_values(fn(x.flat_values))
+    return tf.reshape(fn(_flat(x)), tf.shape(x))

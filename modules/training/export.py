@@ -1,0 +1,124 @@
+"""The SavedModel: raw instances in, answers out, Transform's graph inside (docs/contracts.md)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from data.spec import DenseChannel, Spec, Task
+from modules.features import Batch, as_ragged, pad
+from modules.models.supermoe import SuperMoE
+
+
+def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str) -> None:
+    """Writes `serving_default`, `predict` and `embed` to `folder`.
+
+    Every signature goes through Transform's graph and `modules.features.pad`, as training does.
+    """
+    spec = model.spec
+    raw_spec = _request_spec(transform_output, spec)
+    # Attached to the model so that its vocabularies are saved with it.
+    model.transform = transform_output.transform_features_layer()
+
+    def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
+        return pad(as_ragged(model.transform(raw), spec), spec)
+
+    def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
+        raw = tf.io.parse_example(examples, raw_spec)
+        return raw.pop("user_id"), batch_of(raw)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serving_default(examples):
+        user_id, batch = parse(examples)
+        return _answers(model, batch) | {"user_id": user_id}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def embed(examples):
+        user_id, batch = parse(examples)
+        return {"embedding": model.user_embedding(batch), "user_id": user_id}
+
+    @tf.function
+    def predict(**tensors):
+        return _answers(model, batch_of(_ragged_from_padded(tensors, spec)))
+
+    signatures = {
+        "serving_default": serving_default,
+        "embed": embed,
+        "predict": predict.get_concrete_function(**_padded_inputs(raw_spec, spec)),
+    }
+    tf.saved_model.save(model, folder, signatures=signatures)
+
+
+def _answers(model: SuperMoE, batch: Batch) -> dict[str, tf.Tensor]:
+    """Probabilities (regression: values) of every task; padding targets read 0."""
+    answers = {}
+    for name, logits in model.serve(batch).items():
+        task = model.spec.task(name)
+        answer = _activate(task, logits)
+        if task.per == "impression":
+            mask = batch["target_mask"]
+            mask = mask[..., tf.newaxis] if task.classes else mask
+            answer = tf.where(mask, answer, 0.0)
+        answers[name] = answer
+    return answers
+
+
+def _activate(task: Task, logits: tf.Tensor) -> tf.Tensor:
+    if task.type == "binary":
+        return tf.sigmoid(logits)
+    return tf.nn.softmax(logits) if task.type == "multiclass" else logits
+
+
+def _request_spec(transform_output: tft.TFTransformOutput, spec: Spec) -> dict:
+    """What a request may hold: the channels, `target_position`, `user_id`. All optional."""
+    wanted = {"target_position"}
+    for channel in spec.channels:
+        wanted.add(channel.feature)
+        if getattr(channel, "multi_valued", False):
+            wanted.add(channel.count_feature)
+    raw = {k: v for k, v in transform_output.raw_feature_spec().items() if k in wanted}
+    return raw | {"user_id": tf.io.FixedLenFeature([], tf.string, default_value="")}
+
+
+def _padded_inputs(raw_spec: dict, spec: Spec) -> dict[str, tf.TensorSpec]:
+    """Tensor specs of `predict`: one dense tensor a channel, and the real lengths."""
+    shapes = {"sequence": [None, None], "candidate": [None, None], "context": [None]}
+    inputs = {
+        c.feature: tf.TensorSpec(
+            shapes[c.scope] + ([None] if getattr(c, "multi_valued", False) else []),
+            raw_spec[c.feature].dtype,
+            name=c.feature,
+        )
+        for c in spec.channels
+    }
+    for name in ("sequence_length", "target_count"):
+        inputs[name] = tf.TensorSpec([None], tf.int64, name=name)
+    return inputs
+
+
+def _ragged_from_padded(tensors: dict[str, tf.Tensor], spec: Spec) -> dict[str, tf.RaggedTensor]:
+    ones = tf.ones_like(tensors["sequence_length"])
+    counts = {
+        "sequence": tensors["sequence_length"],
+        "candidate": tensors["target_count"],
+        "context": ones,
+    }
+    raw = {}
+    for channel in spec.channels:
+        value = tensors[channel.feature]
+        if channel.scope == "context":
+            value = value[:, tf.newaxis]
+        ragged = tf.RaggedTensor.from_tensor(value, lengths=counts[channel.scope])
+        if isinstance(channel, DenseChannel) or not channel.multi_valued:
+            raw[channel.feature] = ragged
+            continue
+        values = ragged.flat_values  # [events, V]
+        missing = "" if values.dtype == tf.string else -1
+        present = tf.not_equal(values, missing)
+        per_event = tf.reduce_sum(tf.cast(present, tf.int64), axis=1)
+        count = tf.RaggedTensor.from_row_splits(per_event, ragged.row_splits)
+        raw[channel.count_feature] = count
+        raw[channel.feature] = tf.RaggedTensor.from_row_lengths(
+            tf.boolean_mask(values, present), tf.reduce_sum(count, axis=1)
+        )
+    return raw

@@ -1,0 +1,161 @@
+"""SuperMoE end to end on small random instances: what its output may depend on, and learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from modules.embeddings.table import NUM_RESERVED
+from modules.features import as_ragged, pad
+from modules.models.supermoe import SuperMoE
+from modules.objectives.multi_task import multi_task_loss
+from modules.training.loop import History, fit
+from tests.modules.conftest import ROWS, make_spec, random_instances
+
+EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
+
+
+@pytest.fixture
+def model(spec):
+    keras.utils.set_random_seed(1)
+    return SuperMoE(spec, ROWS)
+
+
+def padded(spec, features, **kwargs):
+    return pad(as_ragged(features, spec), spec, **kwargs)
+
+
+def take(features, rows):
+    """Instances `rows`; flat multi-valued lists are ragged by instance, so rows can be gathered."""
+    return {name: tf.gather(value, rows) for name, value in features.items()}
+
+
+def serve(model, features, **kwargs):
+    return {k: v.numpy() for k, v in model.serve(padded(model.spec, features, **kwargs)).items()}
+
+
+def test_output_shapes(spec, model):
+    features = random_instances(spec, EVENTS, TARGETS)
+    answers = serve(model, features)
+    assert answers["click"].shape == (4, 6)
+    assert answers["grade"].shape == (4, 6, 3)
+    assert answers["adult"].shape == (4,)
+    assert model.user_embedding(padded(spec, features)).shape == (4, spec.model.hidden_dim)
+
+
+def test_padding_changes_nothing(spec, model):
+    features = random_instances(spec, EVENTS, TARGETS)
+    plain, wide = serve(model, features), serve(model, features, length_multiple=17)
+    np.testing.assert_allclose(plain["click"], wide["click"][:, :6], atol=1e-5)
+    np.testing.assert_allclose(plain["adult"], wide["adult"], atol=1e-5)
+
+
+def test_batch_order_and_company_change_nothing(spec, model):
+    features = random_instances(spec, EVENTS, TARGETS)
+    together = serve(model, features)
+    shuffled = serve(model, take(features, [3, 1, 0, 2]))
+    np.testing.assert_allclose(together["click"][[3, 1, 0, 2]], shuffled["click"], atol=1e-5)
+    for row in (0, 1, 3):
+        alone = serve(model, take(features, [row]))
+        k = TARGETS[row]
+        np.testing.assert_allclose(together["click"][row, :k], alone["click"][0, :k], atol=1e-5)
+        np.testing.assert_allclose(together["adult"][row], alone["adult"][0], atol=1e-5)
+
+
+def test_a_target_depends_on_visible_events_only(spec, model):
+    features = random_instances(spec, [12], [5])
+    position = np.array([0, 3, 7, 11, 12])
+    features["target_position"] = tf.RaggedTensor.from_row_lengths(position, [5])
+    before = model(padded(spec, features))[0]["click"].numpy()
+    for cut in range(12):
+        changed = dict(features)
+        items = features["sequence_item"].numpy()[0].copy()
+        items[cut:] = NUM_RESERVED + (items[cut:] + 5) % (ROWS["item"] - NUM_RESERVED)
+        changed["sequence_item"] = tf.RaggedTensor.from_row_lengths(items, [12])
+        after = model(padded(spec, changed))[0]["click"].numpy()
+        blind = position <= cut
+        np.testing.assert_allclose(before[0, blind], after[0, blind], atol=1e-5)
+        assert not np.allclose(before[0, ~blind], after[0, ~blind], atol=1e-6)
+
+
+def test_candidates_of_one_user_do_not_see_each_other(spec, model):
+    features = random_instances(spec, [9], [5])
+    together = serve(model, features)["click"][0]
+    # The last candidate alone: drop the first four from every target list.
+    batch = padded(spec, features)
+    names = [n for n in batch if n.startswith(("candidate_", "target_", "label_"))]
+    alone = model.serve(batch | {n: batch[n][:, 4:] for n in names})["click"].numpy()[0]
+    np.testing.assert_allclose(together[4], alone[0], atol=1e-5)
+
+
+def test_a_label_column_never_reaches_its_own_tower():
+    """`adult` is the context column `age`: neither its tower nor the shared encoder may use it."""
+    spec = make_spec()
+    keras.utils.set_random_seed(1)
+    model = SuperMoE(spec, ROWS)
+    features = random_instances(spec, [6], [2])
+    other = features | {"context_age": tf.RaggedTensor.from_row_lengths([3.7], [1])}
+    assert serve(model, features)["adult"] == serve(model, other)["adult"]
+    assert not np.allclose(serve(model, features)["spend"], serve(model, other)["spend"])
+
+
+def test_user_tasks_are_served_from_the_whole_window(spec, model):
+    features = random_instances(spec, [7, 20], [1, 1])
+    end = tf.RaggedTensor.from_row_lengths(np.array([7, 20]), [1, 1])
+    at_target = model(padded(spec, features | {"target_position": end}))[0]["adult"][:, 0]
+    np.testing.assert_allclose(serve(model, features)["adult"], at_target, atol=1e-5)
+
+
+def test_every_variable_gets_a_gradient(spec, model):
+    batch = padded(spec, random_instances(spec, [20, 24, 15], [8, 8, 8]))
+    with tf.GradientTape() as tape:
+        loss, _ = multi_task_loss(model, batch)
+    for variable, gradient in zip(
+        model.trainable_variables,
+        tape.gradient(loss, model.trainable_variables),
+        strict=True,
+    ):
+        assert gradient is not None, variable.name
+        assert np.isfinite(tf.convert_to_tensor(gradient).numpy()).all(), variable.name
+
+
+def test_no_labels_at_all_gives_a_finite_loss(spec, model):
+    features = random_instances(spec, EVENTS, TARGETS)
+    for task in spec.tasks:
+        name = task.label_feature
+        features[name] = features[name].with_flat_values(features[name].flat_values * np.nan)
+    loss, _ = multi_task_loss(model, padded(spec, features))
+    assert np.isfinite(loss)
+
+
+def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
+    """click = the candidate item stands in the visible history: needs both sides."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(3)
+    features = random_instances(spec, [6] * 256, [4] * 256)
+    history = rng.integers(NUM_RESERVED, ROWS["item"], (256, 6))
+    seen = rng.random((256, 4)) < 0.5
+    candidate = np.where(
+        seen, history[np.arange(256)[:, None], rng.integers(0, 6, (256, 4))],
+        rng.integers(NUM_RESERVED, ROWS["item"], (256, 4)),
+    )  # fmt: skip
+    label = (candidate[:, :, None] == history[:, None, :]).any(-1).astype(np.float32)
+    for name, value in {
+        "sequence_item": history,
+        "candidate_item": candidate,
+        "label_click": label,
+        "target_position": np.full((256, 4), 6),
+    }.items():
+        features[name] = tf.RaggedTensor.from_tensor(value)
+    batch = padded(spec, features)
+    model = SuperMoE(spec, ROWS)
+    model(batch)
+    phase = spec.training.finetune.model_copy(
+        update={"epochs": 120, "learning_rate": 5e-3, "table_learning_rate": 0.3}
+    )
+    dataset = tf.data.Dataset.from_tensors(batch)
+    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, History(str(tmp_path), "t"), "t")
+    logits = model.serve(batch)["click"].numpy()
+    assert ((logits > 0) == (label > 0.5)).mean() > 0.85
