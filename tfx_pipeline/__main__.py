@@ -1,0 +1,69 @@
+"""`python -m tfx_pipeline <command>`: trains, evaluates, reports and serves."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+
+from absl import flags
+
+from data.spec import SpecError
+from tfx_pipeline import environment
+
+COMMANDS = ("run", "simulate", "report", "serve", "predict", "embed")
+_USAGE_ERROR = 2
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 asked for wrongly."""
+    environment.prepare()
+    name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if name not in COMMANDS:
+        return _refuse(f"no command {name!r}; there are: {', '.join(COMMANDS)}")
+    # Imported only now, and a command imports TFX only when it runs: help and errors come at once.
+    command = importlib.import_module(f"tfx_pipeline.commands.{name}")
+    if {"-h", "--help"} & set(arguments):
+        print(_help(name, command))
+        return 0
+    try:
+        unknown = command.FLAGS([name, *arguments])[1:]
+        if unknown:
+            return _refuse(f"{name} takes only flags (--name=value), not {unknown[0]!r}")
+        flags.FLAGS(["tfx_pipeline"])  # libraries expect the global flags to be parsed
+        return command.main(command.FLAGS)
+    except (flags.Error, SpecError) as error:
+        return _refuse(str(error))
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return _USAGE_ERROR
+
+
+def _overview() -> str:
+    lines = ["usage: python -m tfx_pipeline <command> [--flag=value ...]", ""]
+    for name in COMMANDS:
+        command = importlib.import_module(f"tfx_pipeline.commands.{name}")
+        lines.append(f"  {name:<10}{_doc(command).splitlines()[0]}")
+    return "\n".join([*lines, "", "python -m tfx_pipeline <command> --help shows its flags."])
+
+
+def _help(name: str, command: types.ModuleType) -> str:
+    lines = [f"usage: python -m tfx_pipeline {name} [--flag=value ...]", "", _doc(command), ""]
+    for flag in command.FLAGS.get_flags_for_module(command.__name__):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name:<12}{flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _doc(command: types.ModuleType) -> str:
+    return inspect.cleandoc(command.__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Console lines for a pipeline's nodes: one each with its state and time, live while it runs.
+
+It listens to the log: TFX's runner says when a node starts, is cached and finishes, and long
+steps of ours report to the logger `progress`, with the fraction done as `extra`:
+
+    logging.getLogger("progress").info("step %d", 3, extra={"fraction": 0.3})
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Literal
+
+import rich.console
+import rich.progress
+
+LOGGER = "progress"
+_STARTS = "Component %s is running."
+_ENDS = "Component %s is finished."
+_CACHED = "A cached execution %d is used."
+_PLAIN_SECONDS = 20.0
+"""Without a terminal to redraw, a progress line at most this often."""
+
+State = Literal["done", "cached", "FAILED"]
+_STYLES: dict[State, str] = {"done": "green", "cached": "cyan", "FAILED": "red"}
+
+
+class NodeLines(logging.Handler):
+    """A log handler that writes the lines. Use it as a context around the run."""
+
+    def __init__(self, console: rich.console.Console):
+        super().__init__(logging.INFO)
+        self._console = console
+        self._live = rich.progress.Progress(
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: rich.progress.TaskID | None = None
+        self._node = ""
+        self._state: State = "done"
+        self._started = self._last_plain = 0.0
+
+    def __enter__(self) -> NodeLines:
+        self._live.start()
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, kind, error, stack) -> None:
+        logging.getLogger().removeHandler(self)
+        if self._node:
+            self._end("FAILED" if error else self._state)
+        self._live.stop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == LOGGER:
+            self._progress(record.getMessage(), getattr(record, "fraction", None))
+        elif record.msg == _STARTS:
+            self.start(str(record.args[0]))
+        elif record.msg == _CACHED:
+            self._state = "cached"
+        elif record.msg == _ENDS:
+            self._end(self._state)
+
+    def start(self, node: str) -> None:
+        """Opens a line; the runner's own nodes open theirs by themselves."""
+        if self._node:
+            self._end(self._state)
+        self._node, self._state = node, "done"
+        self._started = self._last_plain = time.monotonic()
+        self._task = self._live.add_task(node, total=None)
+
+    def _end(self, state: State) -> None:
+        seconds = time.monotonic() - self._started
+        self._live.remove_task(self._task)
+        self._console.print(
+            f"  {self._node:<22} [{_STYLES[state]}]{state:<6}[/] {seconds:7.1f} s"
+        )
+        self._node = ""
+
+    def _progress(self, message: str, fraction: float | None) -> None:
+        if not self._node:
+            return
+        total = None if fraction is None else 1.0
+        self._live.update(
+            self._task, description=f"{self._node}: {message}", total=total, completed=fraction or 0
+        )
+        now = time.monotonic()
+        if self._live.disable and now - self._last_plain > _PLAIN_SECONDS:
+            self._last_plain = now
+            self._console.print(f"    {message}", markup=False)
