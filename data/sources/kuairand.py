@@ -1,0 +1,148 @@
+"""KuaiRand (Gao et al., CIKM 2022) in its published CSV format, plain or .gz.
+
+The folder holds `log_standard_*_pure.csv` (all of them are read), `user_features_pure.csv`,
+`video_features_basic_pure.csv` (joined to each impression on `video_id`) and optionally
+`user_history_before_4_25.parquet`: a user's earlier exposures in order, without times. Those
+are history, never targets.
+
+Derived columns: `hour` (of `hourmin`, as text) and `watch_ratio` (`play_time_ms` /
+`duration_ms`; null where the duration is 0).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from data import events
+from data.events import TARGET, Chunk, File, SourceError
+from data.sources import delimited
+from data.spec import Spec
+
+HISTORY = "user_history_before_4_25.parquet"
+DERIVED = {"hour": "hourmin", "watch_ratio": "play_time_ms"}
+TAG_SEPARATOR = ","
+
+
+def find(spec: Spec, data_root: str) -> tuple[File, ...]:
+    """The folder's files. Raises `SourceError` for a missing file or column."""
+    folder = pathlib.Path(data_root, spec.source.path)
+    logs = _matching(folder, "log_standard_*_pure")
+    users = _matching(folder, "user_features_pure")
+    videos = _matching(folder, "video_features_basic_pure")
+    for found, name in (
+        (logs, "log_standard_*_pure.csv"),
+        (users, "user_features_pure.csv"),
+        (videos, "video_features_basic_pure.csv"),
+    ):
+        if not found:
+            raise SourceError(f"{folder}: no {name} or {name}.gz: is this KuaiRand's folder?")
+    video_columns = delimited.header(videos[0])
+    for log in logs:
+        present = [*delimited.header(log), *video_columns]
+        derived = [name for name, source in DERIVED.items() if source in present]
+        events.require_columns(log, [*present, *derived], events.event_columns(spec))
+    events.require_columns(users[0], delimited.header(users[0]), events.user_columns(spec))
+
+    files = [File(users[0], "users", 0)]
+    if (folder / HISTORY).exists():
+        files.append(File(str(folder / HISTORY), "history", 1, (logs[0], videos[0])))
+    files += [File(log, "events", 2 + i, (videos[0],)) for i, log in enumerate(logs)]
+    return tuple(files)
+
+
+def read(file: File, spec: Spec) -> Iterator[Chunk]:
+    """The rows of one file, joined with their videos."""
+    if file.role == "users":
+        yield from delimited.read_csv(file.path, TAG_SEPARATOR)
+    elif file.role == "history":
+        yield from _read_history(file, spec)
+    else:
+        for chunk in delimited.read_csv(file.path, TAG_SEPARATOR):
+            table, problems = _derive(chunk.table)
+            table = _join_videos(table, file.joined[-1])
+            problems = (*chunk.problems, *problems)
+            yield dataclasses.replace(chunk, table=table, problems=problems)
+
+
+def _matching(folder: pathlib.Path, pattern: str) -> list[str]:
+    return sorted(str(p) for end in (".csv", ".csv.gz") for p in folder.glob(pattern + end))
+
+
+def _derive(table: pa.Table) -> tuple[pa.Table, list[tuple[np.ndarray, str]]]:
+    numbers, problems = {}, []
+    for name in ("hourmin", "play_time_ms", "duration_ms"):
+        if name in table.column_names:
+            numbers[name], unreadable = events.integers(events.single_array(table[name]))
+            problems.append((unreadable, f"{name}: not an integer"))
+    if "hourmin" in numbers:
+        hour = pc.divide(numbers["hourmin"], 100).cast(pa.string())
+        table = table.append_column("hour", hour)
+    if "play_time_ms" in numbers and "duration_ms" in numbers:
+        duration = numbers["duration_ms"].cast(pa.float64())
+        duration = pc.if_else(pc.equal(duration, 0), None, duration)
+        ratio = pc.divide(numbers["play_time_ms"].cast(pa.float64()), duration)
+        table = table.append_column("watch_ratio", ratio)
+    return table, problems
+
+
+@functools.lru_cache(maxsize=1)
+def _videos(path: str) -> tuple[pa.Array, pa.Table]:
+    """Video ids, and the other columns. Kept: every chunk of a worker is joined with it."""
+    chunks = [chunk.table for chunk in delimited.read_csv(path)]
+    table = pa.concat_tables(chunks).combine_chunks()
+    ids = events.single_array(table["video_id"])
+    return ids, table.drop(["video_id"])
+
+
+def _join_videos(table: pa.Table, path: str) -> pa.Table:
+    """Left join on `video_id`, in order; the log's own column wins a clash of names."""
+    ids, videos = _videos(path)
+    place = pc.index_in(events.single_array(table["video_id"]), value_set=ids)
+    videos = videos.take(place)
+    for name in videos.column_names:
+        if name not in table.column_names:
+            table = table.append_column(name, videos[name])
+    return table
+
+
+def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
+    """`is_like` and `long_view` by membership; what history doesn't tell stays null."""
+    log, videos = file.joined
+    other = [*delimited.header(log), *DERIVED]
+    columns = ["user_id", "watch_seq", "like_seq", "long_watch_seq"]
+    first = 1
+    for batch in pyarrow.parquet.ParquetFile(file.path).iter_batches(columns=columns):
+        user, video = _exposures(batch, "watch_seq")
+        known = {
+            "user_id": batch["user_id"].take(pa.array(user)).cast(pa.string()),
+            "video_id": pa.array(video).cast(pa.string()),
+            "is_like": _member(user, video, batch, "like_seq"),
+            "long_view": _member(user, video, batch, "long_watch_seq"),
+        }
+        nulls = pa.nulls(len(video), pa.string())
+        table = pa.table({**dict.fromkeys(other, nulls), **known})
+        table = _join_videos(table, videos)
+        table = table.append_column(TARGET, pa.array(np.zeros(len(video), bool)))
+        yield Chunk(table, np.arange(first, first + len(video)), True, TAG_SEPARATOR)
+        first += len(video)
+
+
+def _exposures(batch: pa.RecordBatch, column: str) -> tuple[np.ndarray, np.ndarray]:
+    lists = batch[column]
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    user = np.repeat(np.arange(len(lists)), lengths)
+    return user, lists.flatten().to_numpy()
+
+
+def _member(user: np.ndarray, video: np.ndarray, batch: pa.RecordBatch, column: str) -> pa.Array:
+    others, members = _exposures(batch, column)
+    member = np.isin((user << 40) + video, (others << 40) + members)
+    return pa.array(member.astype(np.int8)).cast(pa.string())
