@@ -41,7 +41,7 @@ def example(features: Mapping[str, object]) -> bytes:
             elif kind == "int64_list":
                 _check_int64(name, filled)
             getattr(message.features.feature[name], kind).value.extend(filled)
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def _flat(name: str, value: object) -> list:

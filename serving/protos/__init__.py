@@ -1,6 +1,6 @@
 """TensorFlow's and TF Serving's API messages, without TensorFlow.
 
-`api.desc` is a FileDescriptorSet made by `generate.py` from the installed
+`api.pb` is a FileDescriptorSet made by `generate.py` from the installed
 tensorflow-serving-api. It is loaded into a private descriptor pool, so these classes live beside
 TensorFlow's own in one process; both speak the same wire format.
 """
@@ -10,7 +10,7 @@ import pathlib
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-DESCRIPTORS = pathlib.Path(__file__).with_name("api.desc")
+DESCRIPTORS = pathlib.Path(__file__).with_name("api.pb")
 
 
 @functools.cache

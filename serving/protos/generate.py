@@ -1,4 +1,4 @@
-"""Writes `api.desc` from the installed tensorflow-serving-api: `python serving/protos/generate.py`.
+"""Writes `api.pb` from the installed tensorflow-serving-api: `python serving/protos/generate.py`.
 
 Needs TensorFlow; run it when the pinned versions change.
 """
@@ -38,6 +38,6 @@ def descriptor_set() -> descriptor_pb2.FileDescriptorSet:
 
 if __name__ == "__main__":
     content = descriptor_set().SerializeToString(deterministic=True)
-    path = pathlib.Path(__file__).with_name("api.desc")
+    path = pathlib.Path(__file__).with_name("api.pb")
     path.write_bytes(content)
     print(f"{path}: {len(content)} bytes")

@@ -20,7 +20,7 @@ def from_array(array: np.ndarray) -> int:
     dims = (ctypes.c_int64 * array.ndim)(*array.shape)
     if array.dtype == object:
         return _from_strings(array, dims)
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     number = tensors.NUMBERS[array.dtype]
     tensor = QUICK.TF_AllocateTensor(number, dims, array.ndim, array.nbytes)
     if array.nbytes:

@@ -4,6 +4,7 @@ Features of an instance: `user_id` bytes, `sequence_item` int64 [L], `candidate_
 `serving_default` -> `click` [B, K] = sigmoid(scale · (price + sum of items / 1000)), padded with
 0, `vip` [B], `user_id` [B]; `embed` -> `embedding` [B, 4] = scale · (sum, count, -sum, 2 · sum of
 the items) / 1000, `user_id`. `add` -> `sum`, `difference` [N] of `x`, `y` [N], times scale.
+`spin` keeps a core busy for about `steps` · 10 µs.
 """
 
 import pathlib
@@ -57,6 +58,13 @@ class Model(tf.Module):
     def add(self, x, y):
         return {"sum": self.scale * (x + y), "difference": self.scale * (x - y)}
 
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64, name="steps")])
+    def spin(self, steps):
+        total = tf.constant(0.0)
+        for _ in tf.range(steps):
+            total += self.scale
+        return {"total": total}
+
 
 def write(path: str | pathlib.Path, scale: float = 1.0) -> None:
     """Writes one to `path`, a version directory; `saved_model.pb` appears last, as when pushed."""
@@ -64,6 +72,7 @@ def write(path: str | pathlib.Path, scale: float = 1.0) -> None:
     model = Model(scale)
     staging = path.with_name(f"staging-{path.name}")
     signatures = {"serving_default": model.serve, "embed": model.embed, "add": model.add}
+    signatures["spin"] = model.spin
     tf.saved_model.save(model, str(staging), signatures=signatures)
     staging.rename(path)
 

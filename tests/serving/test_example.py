@@ -1,0 +1,113 @@
+"""Plain values to tf.Example, read back by TensorFlow; instance files."""
+
+import gzip
+import io
+import json
+import math
+import struct
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from serving.client import ExampleError, example
+from serving.client.instances import InstancesError, read_instances
+
+
+def features(serialized: bytes) -> dict[str, list]:
+    parsed = tf.train.Example.FromString(serialized).features.feature
+    return {name: list(getattr(f, f.WhichOneof("kind")).value) for name, f in parsed.items()}
+
+
+@hypothesis.given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8),
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4)
+        | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=4)
+        | st.lists(st.binary(max_size=6), min_size=1, max_size=4),
+        max_size=4,
+    )
+)
+def test_round_trip(values):
+    assert features(example(values)) == values
+
+
+def test_kinds():
+    got = features(
+        example(
+            {
+                "user_id": "ü",
+                "flag": True,
+                "mixed": [1, 0.5],
+                "array": np.array([3, 4], np.int32),
+                "scalar": np.float32(0.5),
+                "texts": np.array(["a", "b"]),
+            }
+        )
+    )
+    assert got == {
+        "user_id": ["ü".encode()],
+        "flag": [1],
+        "mixed": [1.0, 0.5],
+        "array": [3, 4],
+        "scalar": [0.5],
+        "texts": [b"a", b"b"],
+    }
+
+
+def test_missing_values():
+    got = features(example({"t": ["a", None], "i": [7, None], "f": [0.5, None], "n": None}))
+    assert got["t"] == [b"a", b""]
+    assert got["i"] == [7, -1]
+    assert got["f"][0] == 0.5 and math.isnan(got["f"][1])
+    assert "n" not in got
+    assert features(example({"empty": []})) == {}
+
+
+@pytest.mark.parametrize("value", [[[1], [2]], ["a", 1], [None], {"a": 1}, [2**63]])
+def test_bad_values_name_the_feature(value):
+    with pytest.raises(ExampleError, match="items"):
+        example({"items": value})
+
+
+INSTANCES = [{"user_id": ["a"], "x": [1, 2]}, {"user_id": ["b"], "x": [3]}]
+
+
+def test_json_lines(tmp_path, monkeypatch):
+    text = "\n".join(map(json.dumps, INSTANCES)) + "\n\n"
+    (tmp_path / "a.jsonl").write_text(text)
+    expected = [example(i) for i in INSTANCES]
+    assert list(read_instances(str(tmp_path / "a.jsonl"))) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert list(read_instances("-")) == expected
+
+
+@pytest.mark.parametrize(
+    "name, compression", [("a.tfrecord", ""), ("a.tfrecord.gz", "GZIP"), ("b_tfrecord-0", "GZIP")]
+)
+def test_tf_records(tmp_path, name, compression):
+    expected = [example(i) for i in INSTANCES]
+    with tf.io.TFRecordWriter(str(tmp_path / name), compression) as writer:
+        for instance in expected:
+            writer.write(instance)
+    assert list(read_instances(str(tmp_path / name))) == expected
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InstancesError, match="No such file"):
+        list(read_instances(str(tmp_path / "none.jsonl")))
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n{"x": \n')
+    with pytest.raises(InstancesError, match="line 2"):
+        list(read_instances(str(tmp_path / "a.jsonl")))
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(InstancesError, match="one JSON object a line"):
+        list(read_instances(str(tmp_path / "list.jsonl")))
+    record = struct.pack("<Q", 100) + b"0000" + b"short"
+    (tmp_path / "cut.tfrecord").write_bytes(record)
+    with pytest.raises(InstancesError, match="ends within a record"):
+        list(read_instances(str(tmp_path / "cut.tfrecord")))
+    (tmp_path / "cut.tfrecord.gz").write_bytes(gzip.compress(record)[:-6])
+    with pytest.raises(InstancesError, match="can't be read"):
+        list(read_instances(str(tmp_path / "cut.tfrecord.gz")))
