@@ -39,16 +39,20 @@ class MoETransformerBlock(keras.layers.Layer):
             "capacity_factor": capacity_factor,
             "dropout": dropout,
         }
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-5)
+        policy = self.dtype_policy
         self.attention = MoEMultiHeadAttention(
-            num_heads, hidden_dim, num_attention_experts, dropout, name="attention"
+            num_heads, hidden_dim, num_attention_experts, dropout, name="attention", dtype=policy
         )
-        self.ffn_norms = [keras.layers.LayerNormalization(epsilon=1e-5) for _ in range(2)]
         self.ffns = [
-            MoEFeedForward(num_experts, hidden_dim, ffn_dim, capacity_factor, name=f"ffn_{i}")
+            MoEFeedForward(
+                num_experts, hidden_dim, ffn_dim, capacity_factor, name=f"ffn_{i}", dtype=policy
+            )
             for i in range(2)
         ]
-        self.dropout = keras.layers.Dropout(dropout)
+        self.attention_norm, *self.ffn_norms = (
+            keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy) for _ in range(3)
+        )
+        self.dropout = keras.layers.Dropout(dropout, dtype=policy)
 
     def call(
         self,

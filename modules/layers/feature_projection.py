@@ -56,9 +56,9 @@ class FeatureProjection(keras.layers.Layer):
         self.channels = tuple(channels)
         # Neither a dict nor a proxy's content is tracked by Keras: the caller's one copy is.
         self._tables = types.MappingProxyType(dict(tables))
-        self.projection = keras.layers.Dense(hidden_dim)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
-        self.dropout = keras.layers.Dropout(dropout)
+        self.projection = keras.layers.Dense(hidden_dim, dtype=self.dtype_policy)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Projects features.

@@ -45,10 +45,12 @@ class MoEMultiHeadAttention(keras.layers.Layer):
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self.num_experts = num_experts
-        self.dropout = keras.layers.Dropout(dropout)
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.gates = keras.layers.Dense(3 * num_experts, use_bias=False, dtype="float32")
         self.w_qkv = [self._add_experts(name) for name in ("w_q", "w_k", "w_v")]
-        self.output_projection = keras.layers.Dense(hidden_dim, use_bias=False)
+        self.output_projection = keras.layers.Dense(
+            hidden_dim, use_bias=False, dtype=self.dtype_policy
+        )
 
     def _add_experts(self, name: str) -> tf.Variable:
         D = self.hidden_dim

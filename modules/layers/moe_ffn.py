@@ -131,9 +131,9 @@ class MoEFeedForward(keras.layers.Layer):
 
 
 def expert_capacity(num_tokens: tf.Tensor, num_experts: int, capacity_factor: float) -> tf.Tensor:
-    """ceil(capacity_factor · num_tokens / num_experts), at least 1; int32 scalar."""
+    """ceil(capacity_factor · num_tokens / num_experts); int32 scalar."""
     share = tf.cast(num_tokens, tf.float32) * (capacity_factor / num_experts)
-    return tf.maximum(tf.cast(tf.math.ceil(share), tf.int32), 1)
+    return tf.cast(tf.math.ceil(share), tf.int32)
 
 
 def assign_slots(

@@ -24,8 +24,11 @@ class Tower(keras.layers.Layer):
             "output_dim": output_dim,
             "dropout": dropout,
         }
-        self.hidden = [keras.layers.Dense(dim, activation="relu") for dim in hidden_dims]
-        self.dropout = keras.layers.Dropout(dropout)
+        self.hidden = [
+            keras.layers.Dense(dim, activation="relu", dtype=self.dtype_policy)
+            for dim in hidden_dims
+        ]
+        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self.logits = keras.layers.Dense(output_dim, dtype="float32")
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
