@@ -77,7 +77,8 @@ def test_a_target_depends_on_visible_events_only(spec, model):
         after = model(padded(spec, changed))[0]["click"].numpy()
         blind = position <= cut
         np.testing.assert_allclose(before[0, blind], after[0, blind], atol=1e-5)
-        assert not np.allclose(before[0, ~blind], after[0, ~blind], atol=1e-6)
+        if cut == 0:  # Max pooling may hide a single event; it can't hide all of them.
+            assert not np.isclose(before[0, ~blind], after[0, ~blind], atol=1e-6).any()
 
 
 def test_candidates_of_one_user_do_not_see_each_other(spec, model):
@@ -131,20 +132,19 @@ def test_no_labels_at_all_gives_a_finite_loss(spec, model):
 
 
 def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
-    """click = the candidate item stands in the visible history: needs both sides."""
+    """click = history and candidate are of one kind (items of one parity): needs both sides."""
     keras.utils.set_random_seed(2)
     rng = np.random.default_rng(3)
     features = random_instances(spec, [6] * 256, [4] * 256)
-    history = rng.integers(NUM_RESERVED, ROWS["item"], (256, 6))
-    seen = rng.random((256, 4)) < 0.5
-    candidate = np.where(
-        seen, history[np.arange(256)[:, None], rng.integers(0, 6, (256, 4))],
-        rng.integers(NUM_RESERVED, ROWS["item"], (256, 4)),
-    )  # fmt: skip
-    label = (candidate[:, :, None] == history[:, None, :]).any(-1).astype(np.float32)
+
+    def items(parity, shape):
+        return NUM_RESERVED + 2 * rng.integers(0, 18, shape) + parity
+
+    kind, offered = rng.integers(0, 2, (256, 1)), rng.integers(0, 2, (256, 4))
+    label = (kind == offered).astype(np.float32)
     for name, value in {
-        "sequence_item": history,
-        "candidate_item": candidate,
+        "sequence_item": items(kind, (256, 6)),
+        "candidate_item": items(offered, (256, 4)),
         "label_click": label,
         "target_position": np.full((256, 4), 6),
     }.items():
@@ -153,9 +153,10 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     model = SuperMoE(spec, ROWS)
     model(batch)
     phase = spec.training.finetune.model_copy(
-        update={"epochs": 120, "learning_rate": 5e-3, "table_learning_rate": 0.3}
+        update={"epochs": 150, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
     dataset = tf.data.Dataset.from_tensors(batch)
-    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, History(str(tmp_path), "t"), "t")
+    history = History(str(tmp_path), "finetune")
+    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, history, "fine-tune")
     logits = model.serve(batch)["click"].numpy()
-    assert ((logits > 0) == (label > 0.5)).mean() > 0.85
+    assert ((logits > 0) == (label > 0.5)).mean() > 0.9
