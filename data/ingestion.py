@@ -79,7 +79,8 @@ class Ingest(beam.PTransform):
             pipeline
             | "Files" >> beam.Create(self._files)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_Read(self._spec, self._num_shards)).with_outputs(*_ASIDE, main="pieces")
+            | "Read"
+            >> beam.ParDo(_Read(self._spec, self._num_shards)).with_outputs(*_ASIDE, main="pieces")
         )
         built = (
             read.pieces

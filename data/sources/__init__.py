@@ -20,10 +20,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from data.events import Chunk, File, SourceError
-from data.sources import kuairand
+from data.sources import kuairand, movielens, tabular
 from data.spec import Spec
 
-FORMATS = {"kuairand": kuairand}
+FORMATS = {"kuairand": kuairand, "movielens": movielens, "tabular": tabular}
 
 
 def find(spec: Spec, data_root: str) -> tuple[File, ...]:

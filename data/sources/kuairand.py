@@ -24,6 +24,7 @@ import pyarrow.parquet
 from data import events
 from data.events import TARGET, Chunk, File, SourceError
 from data.sources import delimited
+from data.sources.joining import left_join
 from data.spec import Spec
 
 HISTORY = "user_history_before_4_25.parquet"
@@ -67,7 +68,7 @@ def read(file: File, spec: Spec) -> Iterator[Chunk]:
     else:
         for chunk in delimited.read_csv(file.path, TAG_SEPARATOR):
             table, problems = _derive(chunk.table)
-            table = _join_videos(table, file.joined[-1])
+            table = left_join(table, _videos(file.joined[-1]), "video_id")
             problems = (*chunk.problems, *problems)
             yield dataclasses.replace(chunk, table=table, problems=problems)
 
@@ -94,23 +95,9 @@ def _derive(table: pa.Table) -> tuple[pa.Table, list[tuple[np.ndarray, str]]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _videos(path: str) -> tuple[pa.Array, pa.Table]:
-    """Video ids, and the other columns. Kept: every chunk of a worker is joined with it."""
-    chunks = [chunk.table for chunk in delimited.read_csv(path)]
-    table = pa.concat_tables(chunks).combine_chunks()
-    ids = events.single_array(table["video_id"])
-    return ids, table.drop(["video_id"])
-
-
-def _join_videos(table: pa.Table, path: str) -> pa.Table:
-    """Left join on `video_id`, in order; the log's own column wins a clash of names."""
-    ids, videos = _videos(path)
-    place = pc.index_in(events.single_array(table["video_id"]), value_set=ids)
-    videos = videos.take(place)
-    for name in videos.column_names:
-        if name not in table.column_names:
-            table = table.append_column(name, videos[name])
-    return table
+def _videos(path: str) -> pa.Table:
+    """Kept, as every chunk of a worker is joined with it."""
+    return pa.concat_tables([chunk.table for chunk in delimited.read_csv(path)])
 
 
 def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
@@ -129,7 +116,7 @@ def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
         }
         nulls = pa.nulls(len(video), pa.string())
         table = pa.table({**dict.fromkeys(other, nulls), **known})
-        table = _join_videos(table, videos)
+        table = left_join(table, _videos(videos), "video_id")
         table = table.append_column(TARGET, pa.array(np.zeros(len(video), bool)))
         yield Chunk(table, np.arange(first, first + len(video)), True, TAG_SEPARATOR)
         first += len(video)

@@ -1,0 +1,117 @@
+"""JSON, one object a line, in blocks. Not a format of its own: `tabular` reads it."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from data.dead_letters import DeadLetter
+from data.events import Chunk, Column
+from data.sources import delimited
+
+
+def keys(path: str, columns: tuple[Column, ...]) -> list[str]:
+    """The keys in the file's first block."""
+    for chunk in read(path, columns):
+        return chunk.table.column_names
+    return []
+
+
+def read(path: str, columns: tuple[Column, ...]) -> Iterator[Chunk]:
+    """The rows of a JSONL(.gz) file, typed, without lines that aren't JSON objects or have
+    a value of another type than the rest of the column in its block.
+
+    Args:
+      path: the file.
+      columns: what will be read of it: text that looks like a time stays text.
+    """
+    text = [c.source for c in columns if c.reading in ("category", "string", "user")]
+    first = 1
+    with delimited.open_stream(path) as stream:
+        for block in _blocks(stream):
+            lines, numbers = _lines(block, first)
+            first += block.count(b"\n")
+            letters: list[DeadLetter] = []
+            table = _parse(lines, text)
+            if table is None:
+                lines, numbers, letters = _take_out_bad(lines, numbers, path)
+                table = _parse(lines, text)
+            yield Chunk(table, numbers, text=False, dead_letters=tuple(letters))
+
+
+def _blocks(stream: pa.NativeFile) -> Iterator[bytes]:
+    rest = b""
+    while piece := stream.read(delimited.BLOCK_BYTES):
+        whole, newline, rest = (rest + piece).rpartition(b"\n")
+        if newline:
+            yield whole + newline
+    if rest.strip():
+        yield rest
+
+
+def _lines(block: bytes, first: int) -> tuple[list[bytes], np.ndarray]:
+    """Lines that aren't blank, and their numbers."""
+    lines = block.split(b"\n")
+    filled = [i for i, line in enumerate(lines) if line and not line.isspace()]
+    return [lines[i] for i in filled], first + np.array(filled, np.int64)
+
+
+def _parse(lines: list[bytes], text: list[str]) -> pa.Table | None:
+    """None if Arrow can't: some line is malformed, or a column's type varies."""
+    if not lines:
+        return pa.table({})
+    block = b"\n".join(lines) + b"\n"
+    # A text column that turned to numbers is read as numbers: the schema will tell.
+    for schema in (pa.schema([(name, pa.string()) for name in text]), None):
+        try:
+            return pyarrow.json.read_json(
+                io.BytesIO(block),
+                read_options=pyarrow.json.ReadOptions(block_size=len(block) + 1),
+                parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
+            )
+        except pa.ArrowInvalid:
+            continue
+    return None
+
+
+def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
+    """The slow way, for a block with a malformed line only."""
+    rows: list[dict | None] = []
+    reasons: dict[int, str] = {}
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row, reasons[i] = None, f"not JSON: {error}"
+        if row is not None and not isinstance(row, dict):
+            row, reasons[i] = None, "not a JSON object"
+        rows.append(row)
+    kinds = collections.defaultdict(collections.Counter)
+    for row in rows:
+        for key, value in (row or {}).items():
+            kinds[key][_kind(value)] += value is not None
+    usual = {key: counts.most_common(1)[0][0] for key, counts in kinds.items()}
+    for i, row in enumerate(rows):
+        for key, value in (row or {}).items():
+            if value is not None and _kind(value) != usual[key]:
+                reasons[i] = f"{key}: {_kind(value)} where the column has {usual[key]}"
+    letters = [
+        DeadLetter(path, int(numbers[i]), why, lines[i].decode(errors="replace"))
+        for i, why in sorted(reasons.items())
+    ]
+    good = [i for i in range(len(lines)) if i not in reasons]
+    return [lines[i] for i in good], numbers[good], letters
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, list):
+        kinds = {_kind(v) for v in value if v is not None}
+        return f"list of {' and '.join(sorted(kinds)) or 'nothing'}"
+    names = {bool: "true/false", int: "number", float: "number", str: "text", dict: "object"}
+    return names.get(type(value), "null")
