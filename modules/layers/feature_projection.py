@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -54,8 +53,8 @@ class FeatureProjection(keras.layers.Layer):
                     f"{channel.table_name!r}, which isn't among {sorted(tables)}"
                 )
         self.channels = tuple(channels)
-        # Neither a dict nor a proxy's content is tracked by Keras: the caller's one copy is.
-        self._tables = types.MappingProxyType(dict(tables))
+        # Keras tracks what is in a dict, but not behind a method: the caller's copy is the one.
+        self._table = dict(tables).__getitem__
         self.projection = keras.layers.Dense(hidden_dim, dtype=self.dtype_policy)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-5, dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -65,7 +64,7 @@ class FeatureProjection(keras.layers.Layer):
 
         Args:
           features: by `channel.feature`: int64 [...] row numbers (multi-valued [..., V]) or
-            float32 [...] with NaN for missing. Others are ignored.
+            float32 [...] with NaN for missing; at least one leading axis. Others are ignored.
 
         Returns:
           Compute dtype [..., D], the leading axes those of the features.
@@ -85,7 +84,7 @@ class FeatureProjection(keras.layers.Layer):
             missing = tf.math.is_nan(values)
             parts = (tf.where(missing, 0.0, values), missing)
             return [tf.cast(part, self.compute_dtype)[..., tf.newaxis] for part in parts]
-        rows = tf.cast(self._tables[channel.table_name](values), self.compute_dtype)
+        rows = tf.cast(self._table(channel.table_name)(values), self.compute_dtype)
         return [mean_of_values(rows, values) if channel.multi_valued else rows]
 
 

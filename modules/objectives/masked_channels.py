@@ -158,7 +158,7 @@ class FullSoftmaxHead(keras.layers.Layer):
     def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
         """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
         del training
-        targets_MV = tf.reshape(targets, [tf.shape(h_MD)[0], _num_values(targets)])
+        targets_MV = _as_bags(targets)
         scores_MR = tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + self.bias
         reserved_R = tf.range(scores_MR.shape[-1]) < table_lib.NUM_RESERVED
         return _bag_cross_entropy(
@@ -197,9 +197,13 @@ class SampledSoftmaxHead(keras.layers.Layer):
 
     def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
         """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
-        targets_MV = tf.reshape(targets, [tf.shape(h_MD)[0], _num_values(targets)])
+        targets_MV = _as_bags(targets)
         valid_MV = targets_MV >= table_lib.NUM_RESERVED
-        rows_U, column, times_U = tf.unique_with_counts(tf.reshape(targets_MV, [-1]))
+        # PAD leads, so that there is a column (never a candidate) even if nothing is masked.
+        drawn = tf.concat(
+            [tf.cast([table_lib.PAD], targets_MV.dtype), tf.reshape(targets_MV, [-1])], 0
+        )
+        rows_U, column, times_U = tf.unique_with_counts(drawn)
         reserved_U = rows_U < table_lib.NUM_RESERVED
         times_U = tf.where(reserved_U, 0, times_U)
         if training:
@@ -210,7 +214,7 @@ class SampledSoftmaxHead(keras.layers.Layer):
         scores_MU -= self._log_inclusion(rows_U, tf.reduce_sum(times_U))
         return _bag_cross_entropy(
             tf.where(reserved_U, tf.float32.min, scores_MU),
-            tf.reshape(column, tf.shape(targets_MV)),
+            tf.reshape(column[1:], tf.shape(targets_MV)),
             valid_MV,
         )
 
@@ -236,11 +240,9 @@ class DenseChannelHead(keras.layers.Layer):
         return _mean_over_masked(huber_M, error_M)
 
 
-def _num_values(targets: tf.Tensor) -> int | tf.Tensor:
-    """V of [M, V]; 1 of [M]."""
-    if targets.shape.rank == 1:
-        return 1
-    return targets.shape[-1] or tf.shape(targets)[-1]
+def _as_bags(targets: tf.Tensor) -> tf.Tensor:
+    """[M] or [M, V] -> [M, V]."""
+    return targets[:, tf.newaxis] if targets.shape.rank == 1 else targets
 
 
 def _bag_cross_entropy(
