@@ -6,6 +6,7 @@ arrays of `bytes`.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from google.protobuf import message
@@ -99,7 +100,7 @@ def _reshape(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise TensorError(f"shape {shape}: {error}") from None
 
 
-def _strings(values, shape: tuple[int, ...], size: int) -> np.ndarray:
+def _strings(values: Sequence[bytes], shape: tuple[int, ...], size: int) -> np.ndarray:
     if len(values) > size:
         raise TensorError(f"{len(values)} strings for shape {shape}")
     _check_expansion(8 * (size - len(values)), shape)
@@ -115,7 +116,9 @@ def _check_expansion(num_bytes: int, shape: tuple[int, ...]) -> None:
         raise TensorError(f"shape {shape} is larger than the {MAX_BYTES >> 20} MB a tensor may be")
 
 
-def to_proto(array: np.ndarray, proto: message.Message | None = None, *, content: bool = True):
+def to_proto(
+    array: np.ndarray, proto: message.Message | None = None, *, content: bool = True
+) -> message.Message:
     """Writes an array into a TensorProto.
 
     Args:

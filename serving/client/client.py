@@ -67,7 +67,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -133,14 +133,23 @@ class Client:
             for s in response.model_version_status
         ]
 
-    def _method(self, service: str, name: str, response: type[message.Message]):
+    def _method(
+        self, service: str, name: str, response: type[message.Message]
+    ) -> grpc.UnaryUnaryMultiCallable:
         return self._channel.unary_unary(
             f"{service}/{name}",
             request_serializer=lambda request: request.SerializeToString(),
             response_deserializer=response.FromString,
         )
 
-    def _call(self, method, request, model: str, version: int | None, timeout: float):
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable,
+        request: message.Message,
+        model: str,
+        version: int | None,
+        timeout: float,
+    ) -> message.Message:
         request.model_spec.name = model
         if version is not None:
             request.model_spec.version.value = version

@@ -35,7 +35,7 @@ def example(features: Mapping[str, object]) -> bytes:
         values = _flat(name, value)
         if values:
             kind = _kind(name, values)
-            filled = [_MISSING[kind] if v is None else v for v in values]
+            filled: list = [_MISSING[kind] if v is None else v for v in values]
             if kind == "bytes_list":
                 filled = [v.encode() if isinstance(v, str) else v for v in filled]
             elif kind == "int64_list":

@@ -7,8 +7,9 @@ import json
 import pathlib
 import struct
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from serving.client.example import ExampleError, example
 
@@ -29,19 +30,19 @@ def read_instances(path: str) -> Iterator[bytes]:
     Raises:
       InstancesError: no such file, a line that isn't such JSON, a truncated file.
     """
-    if path == "-":
-        yield from _json_lines(sys.stdin, "standard input")
-        return
     try:
-        if "tfrecord" in pathlib.Path(path).name:
+        if path == "-":
+            yield from _json_lines(sys.stdin, "standard input")
+        elif "tfrecord" in pathlib.Path(path).name:
             with open(path, "rb") as file:
                 zipped = file.read(2) == _GZIP
-            with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
-                yield from _tf_records(file, path)
+                file.seek(0)
+                records = gzip.GzipFile(fileobj=file) if zipped else file
+                yield from _tf_records(cast(BinaryIO, records), path)
         else:
             with open(path, encoding="utf-8") as file:
                 yield from _json_lines(file, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InstancesError(f"{path}: can't be read: {error}") from None
 
 

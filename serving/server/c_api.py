@@ -132,7 +132,7 @@ class Status:
         self.pointer = QUICK.TF_NewStatus()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         QUICK.TF_DeleteStatus(self.pointer)
 
     def check(self) -> None:

@@ -28,7 +28,7 @@ def from_array(array: np.ndarray) -> int:
     return tensor
 
 
-def _from_strings(array: np.ndarray, dims) -> int:
+def _from_strings(array: np.ndarray, dims: ctypes.Array) -> int:
     num_bytes = STRING_SIZE * array.size
     tensor = QUICK.TF_AllocateTensor(tensors.STRING, dims, array.ndim, num_bytes)
     address = QUICK.TF_TensorData(tensor)
@@ -64,13 +64,13 @@ def to_array(tensor: int) -> np.ndarray:
     return np.frombuffer(content, tensors.DTYPES[number]).reshape(shape)
 
 
-def delete(pointers) -> None:
+def delete(pointers: ctypes.Array) -> None:
     """Frees every tensor of a `TF_Tensor*` array that isn't null."""
     for tensor in pointers:
         if tensor:
             QUICK.TF_DeleteTensor(tensor)
 
 
-def pointers(count: int):
+def pointers(count: int) -> ctypes.Array:
     """A null-filled `TF_Tensor*` array."""
     return (c_api.pointer * count)()

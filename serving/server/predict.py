@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import grpc
 import numpy as np
 from google.protobuf import message
@@ -90,5 +92,5 @@ def _wanted_outputs(request: message.Message, signature: message.Message) -> lis
     return list(request.output_filter) or sorted(signature.outputs)
 
 
-def _set(names) -> str:
+def _set(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"

@@ -125,7 +125,7 @@ class SavedModel:
                 BLOCKING.TF_DeleteGraph(self._graph)
                 self._graph = None
 
-    def _find_outputs(self, tensor_names: tuple[str, ...]):
+    def _find_outputs(self, tensor_names: tuple[str, ...]) -> ctypes.Array:
         """`operation:index` names to a TF_Output array; cached per signature."""
         found = (c_api.Output * len(tensor_names))()
         for i, name in enumerate(tensor_names):

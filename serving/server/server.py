@@ -92,7 +92,7 @@ class Server:
 
 
 def _handlers(models: requests.Models, content: bool) -> tuple[grpc.GenericRpcHandler, ...]:
-    services = {
+    services: dict[str, dict[str, tuple[type[message.Message], Method]]] = {
         "tensorflow.serving.PredictionService": {
             "Predict": (
                 protos.PredictRequest,
@@ -116,7 +116,9 @@ def _handlers(models: requests.Models, content: bool) -> tuple[grpc.GenericRpcHa
     )
 
 
-def _answer(models: requests.Models, request_class: type[message.Message], method: Method):
+def _answer(
+    models: requests.Models, request_class: type[message.Message], method: Method
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     """Bytes in, bytes out; our errors become gRPC statuses."""
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -124,8 +126,10 @@ def _answer(models: requests.Models, request_class: type[message.Message], metho
             return method(models, request_class.FromString(data)).SerializeToString()
         except message.DecodeError:
             name = request_class.DESCRIPTOR.name
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no valid {name}")
+            failure = requests.invalid(f"the request is no valid {name}")
         except errors.ServingError as error:
-            context.abort(error.code, error.message)
+            failure = error
+        context.abort(failure.code, failure.message)
+        raise AssertionError("abort raises")
 
     return answer

@@ -65,7 +65,8 @@ class Version:
         with self._changed:
             self.state = State.UNLOADING
             self._changed.wait_for(lambda: not self._users)
-        self._model.close()
-        self._model = None
+            model, self._model = self._model, None
+        if model is not None:
+            model.close()
         self.state = State.END
         logging.info("version %d unloaded", self.number)
