@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -29,7 +32,7 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
         initial_accumulator_value: float = 0.1,
         epsilon: float = 1e-10,
         name: str = "RowwiseAdagrad",
-        **kwargs,
+        **kwargs: Any,
     ):
         # Keras' default weight_decay=0 is not None: it rewrites the whole table each step.
         # A moving average (use_ema) would do the same.
@@ -41,7 +44,7 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
         self.initial_accumulator_value = initial_accumulator_value
         self.epsilon = epsilon
 
-    def build(self, var_list) -> None:
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
         super().build(var_list)
         if getattr(self, "_built", False):
             return

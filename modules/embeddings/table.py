@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -27,7 +29,7 @@ class EmbeddingTable(keras.layers.Layer):
       init_scale: rows start uniform in ±init_scale.
     """
 
-    def __init__(self, num_rows: int, dim: int, name: str, init_scale: float = 0.05, **kwargs):
+    def __init__(self, num_rows: int, dim: int, name: str, init_scale: float = 0.05, **kwargs: Any):
         if num_rows < NUM_RESERVED:
             raise ValueError(
                 f"table {name!r}: num_rows is {num_rows}, but {NUM_RESERVED} rows are reserved"
@@ -45,7 +47,7 @@ class EmbeddingTable(keras.layers.Layer):
             experimental_autocast=False,
         )
 
-    def _initial_rows(self, shape, dtype, **_):
+    def _initial_rows(self, shape: tf.TensorShape, dtype: tf.DType, **_: Any) -> tf.Tensor:
         uniform = keras.initializers.RandomUniform(-self.init_scale, self.init_scale)
         # In a graph the scaling reuses the random numbers' buffer; eagerly the peak is 3 tables.
         return tf.function(lambda: uniform(shape, dtype), autograph=False)()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -27,7 +29,7 @@ class MoETransformerBlock(keras.layers.Layer):
         num_attention_experts: int = 1,
         capacity_factor: float | None = None,
         dropout: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self._config = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -40,7 +41,7 @@ class FeatureProjection(keras.layers.Layer):
         tables: Mapping[str, table_lib.EmbeddingTable],
         hidden_dim: int,
         dropout: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Autocasting would squeeze dense values into float16 before they are cleaned.
         super().__init__(autocast=False, **kwargs)
@@ -53,6 +54,7 @@ class FeatureProjection(keras.layers.Layer):
                     f"{channel.table_name!r}, which isn't among {sorted(tables)}"
                 )
         self.channels = tuple(channels)
+        self.hidden_dim = hidden_dim
         # Keras tracks what is in a dict, but not behind a method: the caller's copy is the one.
         self._table = dict(tables).__getitem__
         self.projection = keras.layers.Dense(hidden_dim, dtype=self.dtype_policy)
@@ -64,7 +66,7 @@ class FeatureProjection(keras.layers.Layer):
 
         Args:
           features: by `channel.feature`: int64 [...] row numbers (multi-valued [..., V]) or
-            float32 [...] with NaN for missing; at least one leading axis. Others are ignored.
+            float32 [...] with NaN for missing. Others are ignored.
 
         Returns:
           Compute dtype [..., D], the leading axes those of the features.
@@ -73,8 +75,13 @@ class FeatureProjection(keras.layers.Layer):
           KeyError: a channel's feature isn't there.
         """
         vectors = [vector for c in self.channels for vector in self._vectors(c, features)]
-        hidden = self.norm(self.projection(tf.concat(vectors, axis=-1)))
-        return self.dropout(tf.nn.gelu(hidden), training=training)
+        concatenated = tf.concat(vectors, axis=-1)
+        # As one matrix of events, because Keras' layer norm is built for one rank.
+        flat = tf.reshape(concatenated, [-1, concatenated.shape[-1]])
+        hidden = self.dropout(tf.nn.gelu(self.norm(self.projection(flat))), training=training)
+        leading = tf.shape(concatenated)[:-1]
+        y = tf.reshape(hidden, tf.concat([leading, [self.hidden_dim]], 0))
+        return tf.ensure_shape(y, concatenated.shape[:-1] + [self.hidden_dim])
 
     def _vectors(
         self, channel: spec_lib.Channel, features: Mapping[str, tf.Tensor]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -35,7 +36,7 @@ class MoEMultiHeadAttention(keras.layers.Layer):
         hidden_dim: int,
         num_experts: int = 1,
         dropout: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if hidden_dim % num_heads:

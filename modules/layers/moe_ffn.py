@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras as keras
@@ -52,7 +53,7 @@ class MoEFeedForward(keras.layers.Layer):
         hidden_dim: int,
         ffn_dim: int,
         capacity_factor: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_experts = num_experts
@@ -83,7 +84,7 @@ class MoEFeedForward(keras.layers.Layer):
         x_TD = tf.reshape(x_BLD, [-1, self.hidden_dim])
         plan = self.router(x_TD, tf.reshape(mask_BL, [-1]))
         if training and self.capacity_factor is not None:
-            y_TD, dropped = self._with_capacity(x_TD, plan)
+            y_TD, dropped = self._with_capacity(x_TD, plan, self.capacity_factor)
         else:
             y_TD, dropped = self._dropless(x_TD, plan), tf.constant(0.0)
         y_TD *= tf.cast(plan.gate_T, y_TD.dtype)[:, tf.newaxis]
@@ -105,9 +106,11 @@ class MoEFeedForward(keras.layers.Layer):
         y_parts.append(tf.zeros_like(x_parts[-1]))  # padding
         return tf.dynamic_stitch(token_parts, y_parts)
 
-    def _with_capacity(self, x_TD: tf.Tensor, plan: routing.Routing) -> tuple[tf.Tensor, tf.Tensor]:
+    def _with_capacity(
+        self, x_TD: tf.Tensor, plan: routing.Routing, capacity_factor: float
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         E = self.num_experts
-        capacity = expert_capacity(tf.shape(x_TD)[0], E, self.capacity_factor)
+        capacity = expert_capacity(tf.shape(x_TD)[0], E, capacity_factor)
         slot_T, token_S = assign_slots(plan.expert_T, E, capacity)
         x_SD = _permute(x_TD, token_S, slot_T)
         x_ECD = tf.reshape(x_SD, [E, capacity, self.hidden_dim])
@@ -164,13 +167,15 @@ def assign_slots(
 
 
 @tf.custom_gradient
-def _permute(x_ND: tf.Tensor, source_M: tf.Tensor, target_N: tf.Tensor):
+def _permute(
+    x_ND: tf.Tensor, source_M: tf.Tensor, target_N: tf.Tensor
+) -> tuple[tf.Tensor, Callable]:
     """y[m] = x[source[m]], 0 where source is -1; `target` is the inverse of `source`.
 
     Each row is read at most once, so the gradient is the inverse gather, not a scatter-add.
     """
 
-    def gradient(dy_MD: tf.Tensor):
+    def gradient(dy_MD: tf.Tensor) -> tuple[tf.Tensor, None, None]:
         return _gather_or_zero(dy_MD, target_N), None, None
 
     return _gather_or_zero(x_ND, source_M), gradient

@@ -55,13 +55,13 @@ def _hide(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
     return tf.where(mask_BL[..., tf.newaxis], h_BLD, h_BLD.dtype.min)
 
 
-def _shift(x_BLD: tf.Tensor, by: tf.Tensor, fill) -> tf.Tensor:
+def _shift(x_BLD: tf.Tensor, by: tf.Tensor, fill: float) -> tf.Tensor:
     """Moves values `by` places up the sequence; keeps the shape, so that XLA can have it."""
     position = tf.range(tf.shape(x_BLD)[1])[:, tf.newaxis]
     return tf.where(position >= by, tf.roll(x_BLD, by, axis=1), tf.cast(fill, x_BLD.dtype))
 
 
-def _cumulative_max(x_BLD: tf.Tensor, lowest) -> tf.Tensor:
+def _cumulative_max(x_BLD: tf.Tensor, lowest: float) -> tf.Tensor:
     """Running maximum along axis 1 by doubling: after step s each place covers 2^s of them."""
     _, best_BLD = tf.while_loop(
         lambda by, _: by < tf.shape(x_BLD)[1],

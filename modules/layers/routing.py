@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras as keras
@@ -26,7 +26,7 @@ class Routing(NamedTuple):
 class Router(keras.layers.Layer):
     """h(x) of eq. 6: a linear layer from a token to one logit an expert, always in float32."""
 
-    def __init__(self, num_experts: int, **kwargs):
+    def __init__(self, num_experts: int, **kwargs: Any):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         self.num_experts = num_experts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -17,7 +18,9 @@ class Tower(keras.layers.Layer):
       dropout: rate, of each hidden layer.
     """
 
-    def __init__(self, hidden_dims: Sequence[int], output_dim: int, dropout: float = 0.0, **kwargs):
+    def __init__(
+        self, hidden_dims: Sequence[int], output_dim: int, dropout: float = 0.0, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self._config = {
             "hidden_dims": tuple(hidden_dims),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras as keras
@@ -149,7 +149,7 @@ class FullSoftmaxHead(keras.layers.Layer):
     over its values, -mean_v log p(v). Computed in float32.
     """
 
-    def __init__(self, table: table_lib.EmbeddingTable, **kwargs):
+    def __init__(self, table: table_lib.EmbeddingTable, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
         self._rows = lambda: table.rows
         self.query = keras.layers.Dense(table.dim, dtype="float32")
@@ -180,7 +180,7 @@ class SampledSoftmaxHead(keras.layers.Layer):
     Reference: Yi et al., 2019 (sampling-bias-corrected in-batch softmax).
     """
 
-    def __init__(self, table: table_lib.EmbeddingTable, **kwargs):
+    def __init__(self, table: table_lib.EmbeddingTable, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
         self._rows = lambda: table.rows
         self.query = keras.layers.Dense(table.dim, dtype="float32")
@@ -228,7 +228,7 @@ class SampledSoftmaxHead(keras.layers.Layer):
 class DenseChannelHead(keras.layers.Layer):
     """Predicts a dense channel's normalised value; Huber loss (δ = 1), so that tails don't rule."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
         self.value = keras.layers.Dense(1, dtype="float32")
 
