@@ -414,18 +414,18 @@ def test_sigterm_finishes_requests_under_way_and_exits_0(push, tmp_path):
 
         def ask(steps: int) -> None:
             inputs = {"steps": steps}
-            answers.append(asking.predict("default", inputs, signature="spin")["total"])
+            answers.append(asking.predict("default", inputs, signature="spin", timeout=60)["total"])
 
         ask(1)
-        call = threading.Thread(target=ask, args=(200_000,))
+        call = threading.Thread(target=ask, args=(400_000,))
         call.start()
-        time.sleep(0.3)
+        time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert len(answers) == 1  # it is still under way
         assert server.process.wait(20) == 0
         call.join()
-        assert answers == [1.0, 200_000.0]
+        assert answers == [1.0, 400_000.0]
         with pytest.raises(ServingError, match="no model server answers"):
             asking.status("default")
 
