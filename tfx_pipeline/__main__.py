@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
 import types
 
@@ -11,6 +12,7 @@ from absl import flags
 
 from data.spec import SpecError
 from tfx_pipeline import environment
+from tfx_pipeline.layout import OutputError
 
 COMMANDS = ("run", "simulate", "report", "serve", "predict", "embed")
 _USAGE_ERROR = 2
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
             return _refuse(f"{name} takes only flags (--name=value), not {unknown[0]!r}")
         flags.FLAGS(["tfx_pipeline"])  # libraries expect the global flags to be parsed
         return command.main(command.FLAGS)
-    except (flags.Error, SpecError) as error:
+    except (flags.Error, SpecError, OutputError) as error:
         return _refuse(str(error))
 
 
@@ -55,7 +57,7 @@ def _overview() -> str:
 
 def _help(name: str, command: types.ModuleType) -> str:
     lines = [f"usage: python -m tfx_pipeline {name} [--flag=value ...]", "", _doc(command), ""]
-    for flag in command.FLAGS.get_flags_for_module(command.__name__):
+    for flag in itertools.chain(*command.FLAGS.flags_by_module_dict().values()):
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         lines.append(f"  --{flag.name:<12}{flag.help}{default}")
     return "\n".join(lines)

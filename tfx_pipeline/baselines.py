@@ -35,7 +35,7 @@ class LatestAcceptedStatistics(ResolverStrategy):
     """Of `statistics`, the newest that passed its validation, not `current`.
 
     A validation that finds anomalies fails its node, so statistics passed where they are an
-    input of a finished execution of the node `validator`.
+    input of a finished execution of a component `validator`.
     """
 
     def __init__(self, validator: str):
@@ -49,9 +49,9 @@ class LatestAcceptedStatistics(ResolverStrategy):
 
 
 def _inputs_of_finished(
-    store: mlmd.MetadataStore, node: str, artifact_ids: dict[int, types.Artifact]
+    store: mlmd.MetadataStore, component: str, artifact_ids: dict[int, types.Artifact]
 ) -> set[int]:
-    """Those of the artifacts that a finished execution of `node` read."""
+    """Those of the artifacts that a finished execution of `component` read."""
     events = [
         event
         for event in store.get_events_by_artifact_ids(list(artifact_ids))
@@ -61,7 +61,8 @@ def _inputs_of_finished(
     finished = {
         execution.id
         for execution in executions
-        if execution.type == node and execution.last_known_state in _FINISHED
+        if execution.type.rsplit(".", 1)[-1] == component
+        and execution.last_known_state in _FINISHED
     }
     return {event.artifact_id for event in events if event.execution_id in finished}
 

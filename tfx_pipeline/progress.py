@@ -78,9 +78,7 @@ class NodeLines(logging.Handler):
     def _end(self, state: State) -> None:
         seconds = time.monotonic() - self._started
         self._live.remove_task(self._task)
-        self._console.print(
-            f"  {self._node:<22} [{_STYLES[state]}]{state:<6}[/] {seconds:7.1f} s"
-        )
+        self._console.print(f"  {self._node:<22} [{_STYLES[state]}]{state:<6}[/] {seconds:7.1f} s")
         self._node = ""
 
     def _progress(self, message: str, fraction: float | None) -> None:

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import pathlib
 import re
 import sys
-import traceback
 import types
 import warnings
+from collections.abc import Iterator
 
 import rich.console
 
 _TRACEBACK = "Traceback (most recent call last):"
 
 
-def redirect(log_path: pathlib.Path) -> rich.console.Console:
-    """Sends this process's output (C++ and subprocesses too) and its logs to `log_path`.
+@contextlib.contextmanager
+def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
+    """Sends this process's output (C++'s and subprocesses' too) and its logs to `log_path`.
 
-    Meant for a command's process, for the rest of its life. An exception that reaches the
-    top puts its stack into the log and one message on the console.
-
-    Returns:
-      The console on the real standard output.
+    Yields the console on the real standard output. An exception that leaves the context puts
+    its stack into the log; if nobody catches it, the user sees one message instead.
 
     Raises:
       OSError: `log_path` can't be written.
     """
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    stderr = os.fdopen(os.dup(2), "w", encoding="utf-8")
-    for descriptor in (1, 2):
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    stdout = os.fdopen(kept[1], "w", encoding="utf-8", closefd=False)
+    # Outside a terminal (CI, a file) rich would wrap at 80 columns and break paths.
+    width = None if stdout.isatty() else 160
+    console = rich.console.Console(file=stdout, width=width, highlight=False, soft_wrap=True)
+    for descriptor in kept:
         os.dup2(log, descriptor)
     os.close(log)
     warnings.simplefilter("ignore")
@@ -42,10 +45,18 @@ def redirect(log_path: pathlib.Path) -> rich.console.Console:
         force=True,
     )
     logging.getLogger("absl").setLevel(logging.INFO)
-    sys.excepthook = _one_message(rich.console.Console(file=stderr), log_path)
-    # Outside a terminal (CI, a file) rich would wrap at 80 columns and break paths.
-    width = None if stdout.isatty() else 160
-    return rich.console.Console(file=stdout, width=width, highlight=False, soft_wrap=True)
+    sys.excepthook = functools.partial(_one_message, log_path)
+    try:
+        yield console
+    except BaseException:
+        logging.exception("The command failed")
+        raise
+    finally:
+        for stream in (stdout, sys.stdout, sys.stderr):
+            stream.flush()
+        for descriptor, original in kept.items():
+            os.dup2(original, descriptor)
+            os.close(original)
 
 
 def reason(error: BaseException) -> str:
@@ -58,15 +69,14 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def _one_message(console: rich.console.Console, log_path: pathlib.Path):
-    def hook(
-        kind: type[BaseException], error: BaseException, stack: types.TracebackType | None
-    ) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            console.print("\nStopped. The same command goes on from the last finished node.")
-            return
-        logging.error("%s", "".join(traceback.format_exception(kind, error, stack)))
-        console.print(f"error: {reason(error)}", style="red", markup=False, soft_wrap=True)
-        console.print(f"The whole story is in {log_path}", markup=False, soft_wrap=True)
-
-    return hook
+def _one_message(
+    log_path: pathlib.Path,
+    kind: type[BaseException],
+    error: BaseException,
+    stack: types.TracebackType | None,
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        message = "Stopped. The same command goes on from the last finished node."
+    else:
+        message = f"error: {reason(error)}\nThe whole story is in {log_path}"
+    print(message, file=sys.stderr)

@@ -1,0 +1,36 @@
+"""Asks a running server about users of the run's eval split and prints the answers as JSON lines.
+
+Becomes `python -m serving.client`, which takes your own instances too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import flags
+
+from tfx_pipeline.commands import pushed
+from tfx_pipeline.layout import output_of
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("output", "runs/simulator", "The run's folder.", flag_values=FLAGS)
+flags.DEFINE_string("model", "", "Its model, where there are several.", flag_values=FLAGS)
+flags.DEFINE_string("server", "localhost:8500", "host:port of the server.", flag_values=FLAGS)
+flags.DEFINE_string("signature", "serving_default", "Or `embed`.", flag_values=FLAGS)
+flags.DEFINE_integer("limit", 3, "How many users.", lower_bound=1, flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Replaces this process by the client."""
+    layout = output_of(values.output)
+    arguments = [
+        "-m",
+        "serving.client",
+        f"--target={values.server}",
+        f"--model={pushed.model(layout, values.model).name}",
+        f"--signature={values.signature}",
+        f"--examples={pushed.eval_examples(layout)[0]}",
+        f"--limit={values.limit}",
+    ]
+    os.execv(sys.executable, [sys.executable, *arguments])

@@ -1,0 +1,5 @@
+"""x"""
+
+from absl import flags
+
+FLAGS = flags.FlagValues()

@@ -1,0 +1,79 @@
+"""Trains, evaluates and pushes a model: the whole pipeline, from events to a served model.
+
+The same command again goes on from the first node that isn't finished, or whose data, spec or
+code changed. Without --data, the simulator's spec simulates its users first.
+
+Exit code: 0 pushed, 1 failed or not blessed, 2 asked for wrongly.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+import rich.console
+from absl import flags
+
+from data.spec import Spec, load_spec
+from tfx_pipeline import quiet
+from tfx_pipeline.commands import simulate
+from tfx_pipeline.layout import Layout, output_of
+from tfx_pipeline.progress import LOGGER, NodeLines
+
+FLAGS = flags.FlagValues()
+_SIMULATOR = "simulator"
+flags.DEFINE_string(
+    "spec", _SIMULATOR, "YAML file, or name of one in data/specs.", flag_values=FLAGS
+)
+flags.DEFINE_string("data", "", "Folder the spec's source paths start at.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "Folder of the run (default: runs/<spec>).", flag_values=FLAGS)
+simulate.define_flags(FLAGS)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the pipeline and says what came of it."""
+    spec = simulate.spec_of(values) if values.spec == _SIMULATOR else load_spec(values.spec)
+    if not values.data and values.spec != _SIMULATOR:
+        raise flags.Error(f"--data: give the folder that the events of {values.spec} are in")
+    if values.data and not pathlib.Path(values.data).is_dir():
+        raise flags.Error(f"--data={values.data}: no such folder")
+    layout = output_of(values.output or f"runs/{spec.name}")
+    layout.prepare()
+    with quiet.redirected(layout.log) as console:
+        console.print(f"{spec.name}: {_shown(layout.output)} (log: {_shown(layout.log)})")
+        with NodeLines(console) as lines:
+            data_root = values.data or _simulate(values, layout, lines)
+            _run_pipeline(spec, os.path.abspath(data_root), layout, lines)
+        return _conclude(spec, layout, console)
+
+
+def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str:
+    lines.start("Simulator")
+    progress = logging.getLogger(LOGGER)
+
+    def report(done: int, users: int) -> None:
+        progress.info("%d of %d users", done, users, extra={"fraction": done / users})
+
+    return str(simulate.simulate(values, layout.data, report))
+
+
+def _run_pipeline(spec: Spec, data_root: str, layout: Layout, lines: NodeLines) -> None:
+    lines.start("Imports")
+    from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+    from tfx_pipeline.pipeline import create_pipeline
+
+    pipeline = create_pipeline(spec, data_root, layout)
+    LocalDagRunner().run(pipeline)
+
+
+def _conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
+    """Prints the metrics and what to do next; the exit code."""
+    ...
+
+
+def _shown(path: pathlib.Path) -> pathlib.Path:
+    """Relative to the working folder where it is below it: shorter to read and to copy."""
+    here = pathlib.Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

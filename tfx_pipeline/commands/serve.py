@@ -1,0 +1,32 @@
+"""Serves a run's pushed model over gRPC, and every newer version that is pushed.
+
+Becomes `python -m serving.server`, which has more flags.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import flags
+
+from tfx_pipeline.commands import pushed
+from tfx_pipeline.layout import output_of
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("output", "runs/simulator", "The run's folder.", flag_values=FLAGS)
+flags.DEFINE_string("model", "", "Its model, where there are several.", flag_values=FLAGS)
+flags.DEFINE_integer("port", 8500, "gRPC port.", flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Replaces this process by the server."""
+    model = pushed.model(output_of(values.output), values.model)
+    arguments = [
+        "-m",
+        "serving.server",
+        f"--model_base_path={model}",
+        f"--model_name={model.name}",
+        f"--port={values.port}",
+    ]
+    os.execv(sys.executable, [sys.executable, *arguments])
