@@ -1,18 +1,18 @@
 # The two commands of the README are `make run` and `make test`; both set up what they need.
-PYTHON := .venv/bin/python
+VENV_PYTHON := .venv/bin/python
 OUTPUT := runs/simulator
 
 .PHONY: run test test-quick setup check lock clean
 
 # Simulates users, trains, evaluates, pushes: the whole pipeline, then says how to serve it.
 run: setup
-	@$(PYTHON) -m tfx_pipeline run --spec=simulator --output=$(OUTPUT)
+	@$(VENV_PYTHON) -m tfx_pipeline run --spec=simulator --output=$(OUTPUT)
 
 test: setup
-	@$(PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest
 
 test-quick: setup
-	@$(PYTHON) -m pytest -m "not slow"
+	@$(VENV_PYTHON) -m pytest -m "not slow"
 
 # .venv with exactly requirements.txt; nothing to do when it already has it.
 setup:
@@ -20,7 +20,7 @@ setup:
 
 # Style and types, as the tests check them.
 check: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+	@$(VENV_PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
 # requirements.in -> requirements.txt, keeping every pin that still fits. Needs uv.
 lock:
