@@ -159,13 +159,10 @@ class FullSoftmaxHead(keras.layers.Layer):
         """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
         del training
         targets_MV = _as_bags(targets)
-        scores_MR = tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + self.bias
-        reserved_R = tf.range(scores_MR.shape[-1]) < table_lib.NUM_RESERVED
-        return _bag_cross_entropy(
-            tf.where(reserved_R, tf.float32.min, scores_MR),
-            targets_MV,
-            targets_MV >= table_lib.NUM_RESERVED,
-        )
+        reserved_R = tf.range(self.bias.shape[0]) < table_lib.NUM_RESERVED
+        bias_R = tf.where(reserved_R, tf.float32.min, self.bias)
+        scores_MR = tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + bias_R
+        return _bag_cross_entropy(scores_MR, targets_MV, targets_MV >= table_lib.NUM_RESERVED)
 
 
 class SampledSoftmaxHead(keras.layers.Layer):
@@ -210,13 +207,11 @@ class SampledSoftmaxHead(keras.layers.Layer):
             self.counts.scatter_add(tf.IndexedSlices(times_U, rows_U))
             self.total.assign_add(tf.cast(tf.reduce_sum(times_U), tf.int64))
         candidates_UD = tf.gather(self._rows(), rows_U)
-        scores_MU = tf.matmul(self.query(h_MD), candidates_UD, transpose_b=True)
-        scores_MU -= self._log_inclusion(rows_U, tf.reduce_sum(times_U))
-        return _bag_cross_entropy(
-            tf.where(reserved_U, tf.float32.min, scores_MU),
-            tf.reshape(column[1:], tf.shape(targets_MV)),
-            valid_MV,
-        )
+        log_q_U = self._log_inclusion(rows_U, tf.reduce_sum(times_U))
+        offset_U = tf.where(reserved_U, tf.float32.min, -log_q_U)
+        scores_MU = tf.matmul(self.query(h_MD), candidates_UD, transpose_b=True) + offset_U
+        column_MV = tf.reshape(column[1:], tf.shape(targets_MV))
+        return _bag_cross_entropy(scores_MU, column_MV, valid_MV)
 
     def _log_inclusion(self, rows_U: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """log(1 - (1 - Q)^draws), float32 [U]."""

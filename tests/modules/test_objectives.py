@@ -85,7 +85,7 @@ def test_rate_holds_per_channel_and_the_share_couples_them(share):
 def test_same_seed_same_positions(masked):
     features, mask, _, positions = masked
     again = mcp.mask_channels(features, CHANNELS, mask, 0.3, SEED)[1]
-    other = mcp.mask_channels(features, CHANNELS, mask, 0.3, SEED + 1)[1]
+    other = mcp.mask_channels(features, CHANNELS, mask, 0.3, tf.cast(SEED + 1, tf.int64))[1]
     for name, position in positions.items():
         np.testing.assert_array_equal(position, again[name])
         assert (position != other[name]).numpy().any()
