@@ -54,6 +54,9 @@ def build_instances(events: pa.Table, users: pa.Table | None, spec: Spec) -> pa.
         columns |= _channel_features(channel, values, np.ones(len(user), np.int64))
     columns["target_position"] = _lists(pa.array(targets.position), targets.count)
     columns["target_split"] = _lists(pa.array(targets.split), targets.count)
+    columns["target_per_user"] = _lists(
+        pa.array((targets.event < 0).astype(np.int64)), targets.count
+    )
     for channel in spec.scope("candidate"):
         values = targets.candidate_values(channel, timeline)
         columns |= _channel_features(channel, values, targets.count)

@@ -26,10 +26,11 @@ def schema_of(spec: Spec) -> schema_pb2.Schema:
     )
     _add_scalar(schema, "user_id", _BYTES)
     _add_scalar(schema, "sequence_length", _INT)
-    for name in _training_scalars():
+    for name in ("user_activity", "window_last", "train_length"):
         _training_only(_add_scalar(schema, name, _INT))
     _add_list(schema, "target_position", _INT)
     _training_only(_add_list(schema, "target_split", _INT))
+    _training_only(_add_list(schema, "target_per_user", _INT))
     for channel in spec.channels:
         _add_channel(schema, channel, spec)
     for task in spec.tasks:
@@ -51,10 +52,6 @@ def serving_feature_names(spec: Spec) -> tuple[str, ...]:
 def schema_text(spec: Spec) -> str:
     """`schema_of` as a `schema.pbtxt` holds it."""
     return text_format.MessageToString(schema_of(spec))
-
-
-def _training_scalars() -> tuple[str, ...]:
-    return "user_activity", "window_last", "train_length"
 
 
 def _add_channel(schema: schema_pb2.Schema, channel: Channel, spec: Spec) -> None:

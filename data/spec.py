@@ -255,7 +255,9 @@ class Validation(_Strict):
     max_category_drift: Fraction = 0.3
     """L∞ between the value distributions of a category channel (missing is a value)."""
     max_dense_drift: Fraction = 0.3
-    """Jensen–Shannon divergence of a dense channel (missing is a value)."""
+    """Jensen–Shannon divergence of a dense channel."""
+    max_missing_drift: Annotated[float, pydantic.Field(gt=0.0)] = 0.3
+    """Relative change of a channel's share of missing values; under one point it's noise."""
 
 
 class Evaluation(_Strict):
