@@ -82,6 +82,7 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
     num_events, num_targets = lengths(ragged, spec)
     max_events = _round_up(tf.reduce_max(tf.concat([[0], num_events], 0)), length_multiple)
     max_targets = _round_up(tf.reduce_max(tf.concat([[0], num_targets], 0)), length_multiple)
+    target_shape = tf.stack([-1, max_targets])
     batch: Batch = {
         "sequence_mask": tf.sequence_mask(num_events, max_events),
         "target_mask": tf.sequence_mask(num_targets, max_targets),
@@ -94,7 +95,7 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
     for channel in spec.scope("context"):
         batch[channel.feature] = _dense(ragged[channel.feature], one_each, channel)[:, 0]
     if "target_position" in ragged:
-        given = ragged["target_position"].to_tensor(default_value=-1, shape=[None, max_targets])
+        given = ragged["target_position"].to_tensor(default_value=-1, shape=target_shape)
         sees_all = given < 0
     else:
         given = tf.zeros_like(batch["target_mask"], tf.int64)
@@ -105,7 +106,7 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
     for task in spec.tasks:
         if task.label_feature in ragged:
             batch[task.label_feature] = ragged[task.label_feature].to_tensor(
-                default_value=float("nan"), shape=[None, max_targets]
+                default_value=float("nan"), shape=target_shape
             )
     return batch
 
@@ -159,12 +160,12 @@ def _longest(ragged: Ragged, names: list[str]) -> tf.Tensor:
 
 def _dense(ragged: tf.RaggedTensor, mask: tf.Tensor, channel: Channel) -> tf.Tensor:
     """[B, L(, V)]: a list shorter than `mask` says is completed by missing values, then padded."""
-    length = tf.shape(mask)[1]
+    length = tf.shape(mask, tf.int64)[1]
     if isinstance(channel, DenseChannel):
-        return ragged.to_tensor(default_value=float("nan"), shape=[None, length])
+        return ragged.to_tensor(default_value=float("nan"), shape=tf.stack([-1, length]))
     if channel.multi_valued:
-        return ragged.to_tensor(default_value=PAD, shape=[None, length, None])
-    rows = ragged.to_tensor(default_value=PAD, shape=[None, length])
+        return ragged.to_tensor(default_value=PAD, shape=tf.stack([-1, length, -1]))
+    rows = ragged.to_tensor(default_value=PAD, shape=tf.stack([-1, length]))
     return tf.where(mask & tf.equal(rows, PAD), tf.constant(MISSING, tf.int64), rows)
 
 

@@ -50,7 +50,8 @@ class EmbeddingTable(keras.layers.Layer):
     def _initial_rows(self, shape: tf.TensorShape, dtype: tf.DType, **_: Any) -> tf.Tensor:
         uniform = keras.initializers.RandomUniform(-self.init_scale, self.init_scale)
         # In a graph the scaling reuses the random numbers' buffer; eagerly the peak is 3 tables.
-        return tf.function(lambda: uniform(shape, dtype), autograph=False)()
+        draw = tf.function(lambda: uniform(shape, dtype), autograph=False)
+        return draw.get_concrete_function()()
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """Embeds row numbers.

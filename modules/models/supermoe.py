@@ -56,12 +56,12 @@ class Encoder(keras.layers.Layer):
             else None
         )
         self._lead = self.add_weight(
-            name="lead", shape=[sizes.hidden_dim], initializer=keras.initializers.RandomNormal(0.02)
+            name="lead", shape=[sizes.hidden_dim], initializer=keras.initializers.RandomNormal(stddev=0.02)
         )
         self._position = self.add_weight(
             name="position",
             shape=[positions, sizes.hidden_dim],
-            initializer=keras.initializers.RandomNormal(0.02),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
         )
         self._blocks = [
             MoETransformerBlock(

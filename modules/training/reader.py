@@ -76,7 +76,6 @@ def _records(files: Sequence[str]) -> tf.data.Dataset:
     return paths.interleave(
         lambda path: tf.data.TFRecordDataset(path, compression_type="GZIP"),
         cycle_length=4,
-        deterministic=True,
     )
 
 

@@ -1,0 +1,9 @@
+"""How good a model is: AUC, GAUC (KEEP eq. 7) and their kin, and when a model is good enough.
+
+- `auc.py`, `gauc.py`: the definitions, in NumPy.
+- `score_histogram.py`: AUC and curves from mergeable counts, for data of any size.
+- `target_rows.py`: what a metric reads: the targets of complete users.
+- `tfma_metrics.py`: the same as TFMA metrics.
+- `eval_config.py`: the spec as a `tfma.EvalConfig`: metrics, slices, thresholds.
+- `results.py`: what an evaluation found, read back.
+"""
