@@ -90,9 +90,7 @@ def _at_least(floor: float, allowed_loss: float) -> tfma.MetricThreshold:
 
 def _at_most_grown_by(fraction: float) -> tfma.MetricThreshold:
     return tfma.MetricThreshold(
-        value_threshold=tfma.GenericValueThreshold(
-            lower_bound=wrappers_pb2.DoubleValue(value=0.0)
-        ),
+        value_threshold=tfma.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=0.0)),
         change_threshold=tfma.GenericChangeThreshold(
             direction=tfma.MetricDirection.LOWER_IS_BETTER,
             relative=wrappers_pb2.DoubleValue(value=fraction),
