@@ -17,8 +17,21 @@ _SEQUENCE: tuple[dict[str, Any], ...] = (
         "mask_prediction": True,
         "max_missing": 0.1,
     },
-    {"name": "merchant", "kind": "id", "dtype": "string", "dim": 16, "max_missing": 0.2},
-    {"name": "price", "kind": "dense", "normalize": "log1p", "max_missing": 0.1},
+    {
+        "name": "merchant",
+        "kind": "id",
+        "dtype": "string",
+        "dim": 16,
+        "mask_prediction": True,
+        "max_missing": 0.2,
+    },
+    {
+        "name": "price",
+        "kind": "dense",
+        "normalize": "log1p",
+        "mask_prediction": True,
+        "max_missing": 0.1,
+    },
     {
         "name": "amount",
         "kind": "dense",
@@ -144,6 +157,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
 CORE_CHANNELS = len(_SEQUENCE)
 """Sequence channels of the default spec."""
 _NUM_ITEMS = 2_000
+_PHASE = {"batch_size": 32, "learning_rate": 0.002, "table_learning_rate": 0.1}
 
 
 def simulator_spec(num_channels: int = CORE_CHANNELS, num_items: int = _NUM_ITEMS) -> dict:
@@ -168,8 +182,8 @@ def simulator_spec(num_channels: int = CORE_CHANNELS, num_items: int = _NUM_ITEM
             *_scoped("context", _CONTEXT, num_items),
         ],
         "tasks": [
-            _task("click", 0.70),
-            _task("conversion", 0.69),
+            _task("click", 0.72),
+            _task("conversion", 0.73),
             _task("credit_pay", 0.72),
             _task("high_spender", 0.74, per="user"),
             _task("night_owl", 0.73, per="user"),
@@ -182,8 +196,8 @@ def simulator_spec(num_channels: int = CORE_CHANNELS, num_items: int = _NUM_ITEM
             "num_attention_experts": 2,
         },
         "training": {
-            "pretrain": {"epochs": 3, "batch_size": 64},
-            "finetune": {"epochs": 6, "batch_size": 64},
+            "pretrain": {"epochs": 3, **_PHASE},
+            "finetune": {"epochs": 6, **_PHASE},
         },
         "evaluation": {"activity_edges": [30, 50, 80]},
     }

@@ -33,6 +33,10 @@ NUM_TYPES = len(TYPE_CORNERS)
 
 CLICK_TASTE = np.array([1.6, 0.7, 0.7, 0.3])
 CONVERSION_TASTE = np.array([-1.6, 0.3, 0.6, 0.9])
+LEANING = 0.4
+"""Added to every coordinate of taste and place in a logit: on average people are curious and
+items are bait, so each side also matters alone and the product of both can be found by descent
+(of a pure product, as of XOR, gradients say nothing at the start)."""
 
 DEVICES = ("ios", "android", "mini_program", "web")
 COUPONS = ("none", "discount", "cashback", "gift")
@@ -150,7 +154,7 @@ def draw_world(seed: int, num_items: int) -> World:
         category=category,
         merchant=merchant.astype(np.int32),
         price=(base_price[category] + 0.6 * _normal(rng, num_items)).astype(np.float32),
-        appeal=(0.3 * _normal(rng, num_items)).astype(np.float32),
+        appeal=(0.2 * _normal(rng, num_items)).astype(np.float32),
         cumulative_popularity=cumulative / cumulative[-1],
         page_corners=_ALL_CORNERS[rng.permutation(len(_ALL_CORNERS))[:NUM_PAGES]],
     )
@@ -160,7 +164,7 @@ def draw_users(world: World, block: int, mean_events: float) -> tuple[Users, np.
     """The users of a block, and the stream that goes on with their events."""
     rng = np.random.default_rng([world.seed, _BLOCKS, block])
     before = rng.integers(NUM_TYPES, size=BLOCK)
-    drifts = rng.random(BLOCK) < 0.3
+    drifts = rng.random(BLOCK) < 0.25
     after = np.where(drifts, rng.integers(NUM_TYPES, size=BLOCK), before)
     corner = TYPE_CORNERS[before]
     spend = 0.4 * corner[:, 1] + 0.9 * _normal(rng, BLOCK)
@@ -173,7 +177,7 @@ def draw_users(world: World, block: int, mean_events: float) -> tuple[Users, np.
         activity=4 + rng.poisson(rng.gamma(3.0, (mean_events - 4.0) / 3.0, size=BLOCK)),
         types=np.stack([before, after], axis=1),
         drift_at=rng.uniform(0.2, 0.9, BLOCK),
-        deviation=0.3 * _normal(rng, BLOCK, TASTE_DIM),
+        deviation=0.25 * _normal(rng, BLOCK, TASTE_DIM),
         spend=spend,
         night=night,
         credit=credit,
@@ -196,7 +200,7 @@ def draw_events(world: World, users: Users, rng: np.random.Generator) -> Events:
     coupon = np.where(has_coupon, rng.integers(1, len(COUPONS), n), 0)
     spend, credit = users.spend[owner], users.credit[owner]
 
-    affinity = taste * place
+    affinity = (taste + LEANING) * (place + LEANING) - LEANING**2
     p_click = _sigmoid(
         -0.5 + affinity @ CLICK_TASTE + world.appeal[product] - 0.12 * slot + 0.3 * has_coupon
     )
