@@ -87,8 +87,8 @@ def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNod
     )
     _label(ingest, "data", "tfx_pipeline/components/sequence_example_gen.py")
     examples = ingest.outputs["examples"]
-    statistics = StatisticsGen(examples=examples)
     schema = SpecSchema(spec=spec.model_dump_json())
+    statistics = StatisticsGen(examples=examples, schema=schema.outputs["schema"])
     accepted = Resolver(
         strategy_class=baselines.LatestAcceptedStatistics,
         config={"validator": DataValidator.__name__},
@@ -101,7 +101,7 @@ def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNod
         schema=schema.outputs["schema"],
         previous_statistics=accepted.outputs["statistics"],
     )
-    return _by_id(ingest, statistics, schema, accepted, validator)
+    return _by_id(ingest, schema, statistics, accepted, validator)
 
 
 def _training_nodes(spec: Spec, examples: BaseChannel, schema: BaseChannel) -> dict[str, BaseNode]:

@@ -13,9 +13,12 @@ import types
 import warnings
 from collections.abc import Iterator
 
+import absl.logging
 import rich.console
 
-_TRACEBACK = "Traceback (most recent call last):"
+_STACKS = ("Traceback (most recent call last):", "in user code:")
+_SAID = re.compile(r"^\s*[\w.]+(?:Error|Exception): (.*?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
+_WIDTH = 400
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    logging.getLogger("absl").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.INFO)
     sys.excepthook = functools.partial(_one_message, log_path)
     try:
         yield console
@@ -60,13 +63,14 @@ def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says. Beam wraps errors of its workers: their own message is taken out."""
+    """What an error says, without the stacks that Beam and Keras copy into their messages."""
     text = str(error).strip()
-    if _TRACEBACK in text:
-        text = re.split(r"\n(?=\S)", text.rsplit(_TRACEBACK, 1)[1])[-1]
-        text = re.sub(r"^[\w.]+: ", "", text)
+    if any(mark in text for mark in _STACKS):
+        said = _SAID.findall(text)
+        text = said[-1] if said else text
     text = re.sub(r" \[while running .*?\]", "", text).strip()
-    return text or type(error).__name__
+    lines = [line if len(line) <= _WIDTH else line[:_WIDTH] + " …" for line in text.split("\n")]
+    return "\n".join(lines) or type(error).__name__
 
 
 def _one_message(
