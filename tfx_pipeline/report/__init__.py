@@ -1,0 +1,8 @@
+"""What a run shows of itself: the HTML report, and the table the command line ends with.
+
+- `summary.py`: a task's metrics beside the oracle's and the last blessed model's.
+- `history.py`: the training curves a Trainer wrote.
+- `plots.py`: every figure, as inline SVG.
+- `page.py`, `report.html.jinja`, `style.css`: the page. Nothing in it is fetched from anywhere.
+- `console.py`: the table.
+"""
