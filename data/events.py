@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.dead_letters import DeadLetter
-from data.spec import INTERVAL, Channel, Spec, Task, table_setting
+from data.spec import INTERVAL, Channel, Scope, Spec, Task, table_setting
 
 ORDER = "$order"
 """int64: number of the row's file (in name order) · 2⁴⁰ + its row. Breaks ties of time."""
@@ -103,7 +103,7 @@ def event_columns(spec: Spec) -> tuple[Column, ...]:
         *_channels(spec, "candidate"),
         *_labels(spec, "impression"),
     ]
-    return tuple({c.name: c for c in reversed(columns)}.values())[::-1]
+    return _distinct(columns)
 
 
 def user_columns(spec: Spec) -> tuple[Column, ...]:
@@ -113,10 +113,20 @@ def user_columns(spec: Spec) -> tuple[Column, ...]:
         *_channels(spec, "context"),
         *_labels(spec, "user"),
     ]
-    return tuple({c.name: c for c in reversed(columns)}.values())[::-1]
+    return _distinct(columns)
 
 
-def _channels(spec: Spec, scope) -> list[Column]:
+def _distinct(columns: list[Column]) -> tuple[Column, ...]:
+    """One of each name, with all uses."""
+    distinct: dict[str, Column] = {}
+    for column in columns:
+        earlier = distinct.get(column.name)
+        uses = column.use if earlier is None else f"{earlier.use}, {column.use}"
+        distinct[column.name] = dataclasses.replace(column, use=uses)
+    return tuple(distinct.values())
+
+
+def _channels(spec: Spec, scope: Scope) -> list[Column]:
     return [
         Column(
             channel_column(spec, c),
@@ -194,7 +204,7 @@ def conform(
     arrays[ORDER] = pa.array((np.int64(file.number) << 40) + chunk.rows)
     times = [arrays[c.name] for c in columns if c.reading == "time"]
     arrays[IDENTITY] = pa.array(
-        _identity(chunk.table), mask=_is_null(times[0]) if times else None, type=pa.uint64()
+        row_identity(chunk.table), mask=_is_null(times[0]) if times else None, type=pa.uint64()
     )
 
     table = pa.table(arrays)
@@ -352,12 +362,14 @@ def _finite(array: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
 
 def _floats(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """float64 values; which ones are text that isn't a number."""
-    readable = np.zeros(len(array), bool)
+    unreadable = np.zeros(len(array), bool)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
     if not _is_text(array.type):
-        return array.cast(pa.float64(), safe=False), readable
+        return array.cast(pa.float64(), safe=False), unreadable
     array = pc.if_else(pc.equal(array, ""), None, array)
     try:
-        return array.cast(pa.float64()), readable
+        return array.cast(pa.float64()), unreadable
     except pa.ArrowInvalid:
         numeric = pc.match_substring_regex(array, _NUMBER).fill_null(True)
         unreadable = ~numeric.to_numpy(zero_copy_only=False)
@@ -366,7 +378,7 @@ def _floats(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def integers(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """int64 values; which ones are text or a fraction."""
-    if pa.types.is_integer(array.type) or pa.types.is_null(array.type):
+    if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
         return array.cast(pa.int64()), np.zeros(len(array), bool)
     if pa.types.is_floating(array.type):
         whole = pc.equal(pc.floor(array), array).fill_null(True)
@@ -395,9 +407,7 @@ def _plain(array: pa.Array) -> pa.Array:
         array = array.dictionary_decode()
     if pa.types.is_binary(array.type) or pa.types.is_large_string(array.type):
         array = array.cast(pa.string())
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.int8())
-    elif pa.types.is_null(array.type):
+    if pa.types.is_null(array.type):
         array = array.cast(pa.string())
     elif pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
@@ -405,7 +415,9 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def _as_text(array: pa.Array) -> pa.Array:
-    """Text of whatever it is; whole floats print as integers."""
+    """Text of whatever it is: whole floats print as integers, true and false as 1 and 0."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
     if pa.types.is_floating(array.type):
         whole, fractions = integers(array)
         return pc.if_else(pa.array(fractions), array.cast(pa.string()), whole.cast(pa.string()))
@@ -440,7 +452,7 @@ def _hide_labels(arrays: dict, columns: tuple[Column, ...], target: pa.Array) ->
 # --- identity ------------------------------------------------------------------------------
 
 
-def _identity(table: pa.Table) -> np.ndarray:
+def row_identity(table: pa.Table) -> np.ndarray:
     """uint64 [n]: equal for rows with equal fields (else, with odds of 2⁻⁶⁴, not)."""
     identity = np.zeros(table.num_rows, np.uint64)
     for column in table.columns:
@@ -449,6 +461,8 @@ def _identity(table: pa.Table) -> np.ndarray:
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_NULL = np.uint64(0xD1B54A32D192ED03)
+"""A null's hash: not that of 0."""
 
 
 def _hash(array: pa.Array) -> np.ndarray:
@@ -456,13 +470,13 @@ def _hash(array: pa.Array) -> np.ndarray:
         return _hash_lists(array)
     if pa.types.is_struct(array.type):
         fields = [array.field(i) for i in range(array.type.num_fields)]
-        return _identity(pa.table(fields, [str(i) for i in range(len(fields))]))
+        return row_identity(pa.table(fields, [str(i) for i in range(len(fields))]))
     if pa.types.is_null(array.type):
         return np.zeros(len(array), np.uint64)
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     values = array.dictionary.to_numpy(zero_copy_only=False)
-    hashes = np.append(pd.util.hash_array(values, categorize=False), np.uint64(0))
+    hashes = np.append(pd.util.hash_array(values, categorize=False), _NULL)
     return hashes[array.indices.fill_null(-1).to_numpy()]
 
 

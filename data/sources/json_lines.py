@@ -46,7 +46,7 @@ def read(path: str, columns: tuple[Column, ...]) -> Iterator[Chunk]:
 
 
 def _blocks(stream: pa.NativeFile) -> Iterator[bytes]:
-    rest = b""
+    rest = stream.read(delimited.BLOCK_BYTES)
     while piece := stream.read(delimited.BLOCK_BYTES):
         whole, newline, rest = (rest + piece).rpartition(b"\n")
         if newline:
@@ -95,11 +95,13 @@ def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
     kinds = collections.defaultdict(collections.Counter)
     for row in rows:
         for key, value in (row or {}).items():
-            kinds[key][_kind(value)] += value is not None
-    usual = {key: counts.most_common(1)[0][0] for key, counts in kinds.items()}
+            kinds[key][_kind(value)] += 1
+    for counts in kinds.values():
+        del counts[_ANY]
+    usual = {key: counts.most_common(1)[0][0] for key, counts in kinds.items() if counts}
     for i, row in enumerate(rows):
         for key, value in (row or {}).items():
-            if value is not None and _kind(value) != usual[key]:
+            if _kind(value) not in (_ANY, usual.get(key)):
                 reasons[i] = f"{key}: {_kind(value)} where the column has {usual[key]}"
     letters = [
         DeadLetter(path, int(numbers[i]), why, lines[i].decode(errors="replace"))
@@ -109,9 +111,13 @@ def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
     return [lines[i] for i in good], numbers[good], letters
 
 
+_ANY = "nothing"
+"""What fits a column of any type: null, or a list without values."""
+
+
 def _kind(value: object) -> str:
     if isinstance(value, list):
-        kinds = {_kind(v) for v in value if v is not None}
-        return f"list of {' and '.join(sorted(kinds)) or 'nothing'}"
+        kinds = {_kind(v) for v in value} - {_ANY}
+        return f"list of {' and '.join(sorted(kinds))}" if kinds else _ANY
     names = {bool: "true/false", int: "number", float: "number", str: "text", dict: "object"}
-    return names.get(type(value), "null")
+    return names.get(type(value), _ANY)

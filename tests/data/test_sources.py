@@ -136,8 +136,9 @@ def test_a_missing_column_names_file_column_and_use(folder):
     for part in (
         "events.csv: missing column 'item' (sequence channel 'item', candidate channel 'item')",
         "'click' (sequence channel 'click', label of task 'click')",
+        "Columns found: user_id, time_ms, shop",
     ):
-        assert part in str(error.value).replace("; ", "\n") or part in str(error.value)
+        assert part in str(error.value)
 
 
 def test_no_files_and_unknown_kinds(folder):
@@ -221,9 +222,14 @@ def test_arrow_encodings_read_as_what_they_encode(folder):
     pyarrow.parquet.write_table(table, folder / "events.parquet")
     read, letters = read_all(small_spec(), folder)
     assert not letters
-    assert list(read.to_pylist()[0].values())[:-2] == [
-        "12", 1000, 1, "s", "1", ["x"], 3.0, "1", 1.0, None, 1.0, 1.0
-    ]  # fmt: skip
+    first, second = read.drop([events.ORDER, events.IDENTITY]).to_pylist()
+    assert first == {
+        "user_id": "12", "time_ms": 1000, "item:int": 1, "shop:string": "s",
+        "place:category": "1", "tags:category[]": ["x"], "price:dense": 3.0,
+        "click:category": "1", "label_click": 1.0, "oracle_click": None, "label_stars": 1.0,
+        "label_spend": 1.0,
+    }  # fmt: skip
+    assert second["tags:category[]"] == [] and second["item:int"] is None
 
 
 def test_jsonl_with_bad_lines(folder):
@@ -385,7 +391,7 @@ def test_kuairand_history_is_never_a_target(kuairand):
     table, _ = read_all(load_spec("kuairand_pure"), kuairand)
     rows = table.to_pylist()[:3]
     assert [r["video_id:int"] for r in rows] == [11, 10, 11]
-    assert [r["like:category" if "like:category" in r else "is_like:category"] for r in rows] == [
+    assert [r["is_like:category"] for r in rows] == [
         "0", "1", "0"
     ]  # fmt: skip
     assert [r["long_view:category"] for r in rows] == ["1", "0", "1"]
