@@ -18,6 +18,11 @@ class Layout:
     output: pathlib.Path
 
     @property
+    def spec(self) -> pathlib.Path:
+        """What the newest run was asked for, as JSON."""
+        return self.output / "spec.json"
+
+    @property
     def data(self) -> pathlib.Path:
         """Simulated events."""
         return self.output / "data"

@@ -24,13 +24,14 @@ flags.DEFINE_integer("limit", 3, "How many users.", lower_bound=1, flag_values=F
 def main(values: flags.FlagValues) -> int:
     """Replaces this process by the client."""
     layout = output_of(values.output)
+    model, examples = pushed.model(layout, values.model), pushed.examples(layout, "eval")
     arguments = [
         "-m",
         "serving.client",
         f"--target={values.server}",
-        f"--model={pushed.model(layout, values.model).name}",
+        f"--model={model.name}",
         f"--signature={values.signature}",
-        f"--examples={pushed.eval_examples(layout)[0]}",
+        f"--examples={pushed.examples(layout, 'eval')[0]}",
         f"--limit={values.limit}",
     ]
     os.execv(sys.executable, [sys.executable, *arguments])

@@ -20,11 +20,19 @@ def model(layout: Layout, name: str = "") -> pathlib.Path:
     raise flags.Error(f"{layout.serving}: no pushed model; `run --output={layout.output}` first")
 
 
-def eval_examples(layout: Layout) -> list[pathlib.Path]:
-    """Files of the newest raw eval instances. Raises `flags.Error` if there are none."""
-    versions = (layout.artifacts / "SequenceExampleGen" / "examples").glob("*/Split-eval")
-    newest = max(versions, key=lambda path: int(path.parent.name), default=None)
-    files = sorted(newest.glob("*.gz")) if newest else []
+def version(layout: Layout, name: str = "", number: str = "") -> pathlib.Path:
+    """Folder of one version, the newest unless given. Raises `flags.Error` if there is none."""
+    versions = {path.name: path for path in model(layout, name).glob("[0-9]*")}
+    if number and number not in versions:
+        raise flags.Error(f"--version={number}: there are: {', '.join(sorted(versions, key=int))}")
+    return versions[number or max(versions, key=int)]
+
+
+def examples(layout: Layout, split: str = "*") -> list[str]:
+    """Files of the newest raw instances. Raises `flags.Error` if there are none."""
+    folders = (layout.artifacts / "SequenceExampleGen" / "examples").glob("[0-9]*")
+    newest = max(folders, key=lambda folder: int(folder.name), default=None)
+    files = sorted(newest.glob(f"Split-{split}/*.gz")) if newest else []
     if not files:
         raise flags.Error(f"{layout.artifacts}: no instances; `run --output={layout.output}` first")
-    return files
+    return [str(file) for file in files]

@@ -12,12 +12,12 @@ import logging
 import os
 import pathlib
 
-import rich.console
 from absl import flags
 
 from data.spec import Spec, load_spec
 from tfx_pipeline import quiet
-from tfx_pipeline.commands import simulate
+from tfx_pipeline.commands import report, simulate
+from tfx_pipeline.commands.report import shown
 from tfx_pipeline.layout import Layout, output_of
 from tfx_pipeline.progress import LOGGER, NodeLines
 
@@ -40,22 +40,23 @@ def main(values: flags.FlagValues) -> int:
         raise flags.Error(f"--data={values.data}: no such folder")
     layout = output_of(values.output or f"runs/{spec.name}")
     layout.prepare()
+    layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
     with quiet.redirected(layout.log) as console:
-        console.print(f"{spec.name}: {_shown(layout.output)} (log: {_shown(layout.log)})")
+        console.print(f"{spec.name}: {shown(layout.output)} (log: {shown(layout.log)})")
         with NodeLines(console) as lines:
             data_root = values.data or _simulate(values, layout, lines)
             _run_pipeline(spec, os.path.abspath(data_root), layout, lines)
-        return _conclude(spec, layout, console)
+        return report.conclude(spec, layout, console)
 
 
 def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str:
     lines.start("Simulator")
     progress = logging.getLogger(LOGGER)
 
-    def report(done: int, users: int) -> None:
+    def tell(done: int, users: int) -> None:
         progress.info("%d of %d users", done, users, extra={"fraction": done / users})
 
-    return str(simulate.simulate(values, layout.data, report))
+    return str(simulate.simulate(values, layout.data, tell))
 
 
 def _run_pipeline(spec: Spec, data_root: str, layout: Layout, lines: NodeLines) -> None:
@@ -66,14 +67,3 @@ def _run_pipeline(spec: Spec, data_root: str, layout: Layout, lines: NodeLines) 
 
     pipeline = create_pipeline(spec, data_root, layout)
     LocalDagRunner().run(pipeline)
-
-
-def _conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
-    """Prints the metrics and what to do next; the exit code."""
-    ...
-
-
-def _shown(path: pathlib.Path) -> pathlib.Path:
-    """Relative to the working folder where it is below it: shorter to read and to copy."""
-    here = pathlib.Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -9,7 +9,7 @@ that the table has one row a user.
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -72,26 +72,43 @@ def UserEmbeddings(
         return
     path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
     version = _version(model, pushed_model)
-    schema = table_schema(embedding_dim(path))
+    patterns = [
+        io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+        for split in artifact_utils.decode_split_names(examples.split_names)
+    ]
     with beam_pipeline as pipeline:
-        read = [
-            pipeline | f"Read[{split}]" >> _read(examples, split)
-            for split in artifact_utils.decode_split_names(examples.split_names)
-        ]
-        _ = (
-            read
-            | beam.Flatten(pipeline=pipeline)
-            | beam.BatchElements(min_batch_size=32, max_batch_size=MAX_BATCH)
-            | "Embed" >> beam.ParDo(_Embed(path, version, schema))
-            | beam.io.WriteToParquetBatched(
-                os.path.join(embeddings.uri, FILE_PREFIX),
-                schema,
-                codec="snappy",
-                file_name_suffix=".parquet",
-            )
-        )
+        embed_instances(pipeline, patterns, path, version, embeddings.uri)
     if destination:
-        _publish(embeddings.uri, pathlib.Path(destination), version)
+        publish(embeddings.uri, pathlib.Path(destination), version)
+
+
+def embed_instances(
+    pipeline: beam.Pipeline, patterns: Sequence[str], path: str, version: str, folder: str
+) -> None:
+    """Adds the bulk inference to a pipeline.
+
+    Args:
+      patterns: of TFRecord files of raw instances.
+      path: the SavedModel.
+      version: what the table calls it.
+      folder: where the Parquet files go.
+
+    Raises:
+      ValueError: the model has no `embed` signature with an `embedding` [B, D] of known D.
+    """
+    schema = table_schema(embedding_dim(path))
+    _ = (
+        [
+            pipeline | f"Read[{number}]" >> beam.io.ReadFromTFRecord(pattern)
+            for number, pattern in enumerate(patterns)
+        ]
+        | beam.Flatten(pipeline=pipeline)
+        | beam.BatchElements(min_batch_size=32, max_batch_size=MAX_BATCH)
+        | "Embed" >> beam.ParDo(_Embed(path, version, schema))
+        | beam.io.WriteToParquetBatched(
+            os.path.join(folder, FILE_PREFIX), schema, codec="snappy", file_name_suffix=".parquet"
+        )
+    )
 
 
 def table_schema(dim: int) -> pa.Schema:
@@ -121,11 +138,6 @@ def embedding_dim(path: str) -> int:
 def _version(model: Model, pushed: PushedModel | None) -> str:
     name = pushed.get_string_custom_property("pushed_version") if pushed is not None else ""
     return name or os.path.basename(model.uri.rstrip("/"))
-
-
-def _read(examples: Examples, split: str) -> beam.PTransform:
-    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
-    return beam.io.ReadFromTFRecord(pattern)
 
 
 class _Embed(beam.DoFn):
@@ -158,7 +170,8 @@ class _Embed(beam.DoFn):
         yield pa.Table.from_arrays(columns, schema=self._schema)
 
 
-def _publish(uri: str, destination: pathlib.Path, version: str) -> None:
+def publish(uri: str, destination: pathlib.Path, version: str) -> int:
+    """Copies a table to `destination/version`, complete or not at all. Returns its rows."""
     staging = destination / f".{version}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(uri, staging)
@@ -169,3 +182,4 @@ def _publish(uri: str, destination: pathlib.Path, version: str) -> None:
     files = sorted(target.glob(f"{FILE_PREFIX}-*.parquet"))
     rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     logging.info("UserEmbeddings: %d users in %s", rows, target)
+    return rows
