@@ -281,7 +281,7 @@ def _num_shards(files: tuple[File, ...]) -> int:
 
 
 def _by_shard(table: pa.Table, user: str, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
-    if num_shards == 1:
+    if num_shards == 1 or not table.num_rows:
         yield 0, table
         return
     ids = events.single_array(table[user]).dictionary_encode()

@@ -28,7 +28,7 @@ def header(path: str) -> list[str]:
         try:
             start = stream.read(1 << 20)
         except OSError as error:
-            raise SourceError(f"{path}: can't be read: {error}") from None
+            raise SourceError(f"{path}: can't be read to its end: {error}") from None
     first = start.decode("utf-8-sig", errors="replace").splitlines()[:1]
     if not first:
         raise SourceError(f"{path}: empty file, without even a header")

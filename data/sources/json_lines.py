@@ -67,17 +67,25 @@ def _parse(lines: list[bytes], text: list[str]) -> pa.Table | None:
     if not lines:
         return pa.table({})
     block = b"\n".join(lines) + b"\n"
-    # A text column that turned to numbers is read as numbers: the schema will tell.
-    for schema in (pa.schema([(name, pa.string()) for name in text]), None):
-        try:
-            return pyarrow.json.read_json(
-                io.BytesIO(block),
-                read_options=pyarrow.json.ReadOptions(block_size=len(block) + 1),
-                parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
-            )
-        except pa.ArrowInvalid:
-            continue
-    return None
+    try:
+        table = _read_json(block, None)
+        guessed = [f for f in table.schema if f.name in text and "timestamp" in str(f.type)]
+        if not guessed:
+            return table
+        lists = [pa.types.is_list(field.type) for field in guessed]
+        types = [pa.list_(pa.string()) if is_list else pa.string() for is_list in lists]
+        names = [field.name for field in guessed]
+        return _read_json(block, pa.schema(zip(names, types, strict=True)))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _read_json(block: bytes, schema: pa.Schema | None) -> pa.Table:
+    return pyarrow.json.read_json(
+        io.BytesIO(block),
+        read_options=pyarrow.json.ReadOptions(block_size=len(block) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
+    )
 
 
 def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
