@@ -31,7 +31,7 @@ def main(values: flags.FlagValues) -> int:
         f"--target={values.server}",
         f"--model={model.name}",
         f"--signature={values.signature}",
-        f"--examples={pushed.examples(layout, 'eval')[0]}",
+        f"--examples={examples[0]}",
         f"--limit={values.limit}",
     ]
     os.execv(sys.executable, [sys.executable, *arguments])
