@@ -18,7 +18,7 @@ class GroupedAuc(NamedTuple):
 
     auc: np.ndarray
     """float64 [G]; NaN for a group with one class."""
-    count: np.ndarray
+    size: np.ndarray
     """int64 [G], impressions."""
 
 
@@ -41,7 +41,9 @@ def auc_per_group(groups: np.ndarray, labels: np.ndarray, scores: np.ndarray) ->
     count = np.diff(np.r_[group_start, len(groups)])
     tie_size = np.diff(np.r_[tie_start, len(groups)])
     # Tied impressions share the mean of their 1-based ranks within the group.
-    rank = np.repeat(tie_start + (tie_size + 1) / 2, tie_size) - np.repeat(group_start, count)
+    rank: np.ndarray = np.repeat(tie_start + (tie_size + 1) / 2, tie_size) - np.repeat(
+        group_start, count
+    )
 
     positives = np.add.reduceat(positive.astype(np.int64), group_start)
     rank_sum = np.add.reduceat(np.where(positive, rank, 0.0), group_start)

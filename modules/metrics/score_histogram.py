@@ -66,6 +66,8 @@ class Curve(NamedTuple):
     """int64 [P]."""
     positives: np.ndarray
     """int64 [P]."""
+    score: np.ndarray
+    """float64 [P], the sum of their scores, to a bucket's width."""
 
 
 def curve(histogram: np.ndarray, points: int) -> Curve:
@@ -75,7 +77,12 @@ def curve(histogram: np.ndarray, points: int) -> Curve:
     inner = np.searchsorted(cumulative, shares) + 1
     starts = np.unique(np.r_[0, inner[inner < NUM_BUCKETS]])
     edges = bucket_edges()
-    sums = np.add.reduceat(histogram, starts, axis=1)
+    scores = histogram.sum(axis=0) * (edges[:-1] + edges[1:]) / 2
+    counts = np.add.reduceat(histogram, starts, axis=1)
     return Curve(
-        edges[starts], edges[np.r_[starts[1:], NUM_BUCKETS]], sums[_NEGATIVE], sums[_POSITIVE]
+        lower=edges[starts],
+        upper=edges[np.r_[starts[1:], NUM_BUCKETS]],
+        negatives=counts[_NEGATIVE],
+        positives=counts[_POSITIVE],
+        score=np.add.reduceat(scores, starts),
     )

@@ -9,7 +9,7 @@ One `MetricsSpec` is one task: its output name is the task's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -29,7 +29,8 @@ ORACLE_PREFIX = "oracle_"
 _ROC_POINTS = 200
 _CALIBRATION_POINTS = 20
 
-Sums = dict[str, np.ndarray]
+Sums = dict[str, Any]
+"""Arrays or numbers; those of two blocks add up."""
 Results = dict[str, Any]
 """Floats are metrics, protos plots."""
 
@@ -198,7 +199,6 @@ def _roc(points: Curve) -> results_pb2.ConfusionMatrixAtThresholds:
 
 
 def _calibration(points: Curve) -> results_pb2.CalibrationHistogramBuckets:
-    # The runs' mean prediction is taken as their middle: they are narrow.
     return results_pb2.CalibrationHistogramBuckets(
         buckets=[
             {
@@ -206,11 +206,9 @@ def _calibration(points: Curve) -> results_pb2.CalibrationHistogramBuckets:
                 "upper_threshold_exclusive": upper,
                 "num_weighted_examples": {"value": negatives + positives},
                 "total_weighted_label": {"value": positives},
-                "total_weighted_refined_prediction": {
-                    "value": (negatives + positives) * (lower + upper) / 2
-                },
+                "total_weighted_refined_prediction": {"value": score},
             }
-            for lower, upper, negatives, positives in zip(*points, strict=True)
+            for lower, upper, negatives, positives, score in zip(*points, strict=True)
         ]
     )
 
@@ -241,7 +239,7 @@ class _Add(beam.CombineFn):
     def add_input(self, accumulator: Sums, sums: Sums) -> Sums:
         return {k: accumulator[k] + v for k, v in sums.items()} if accumulator else sums
 
-    def merge_accumulators(self, accumulators) -> Sums:
+    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
         total: Sums = {}
         for sums in accumulators:
             if sums:

@@ -50,7 +50,7 @@ def test_a_user_with_one_class_is_left_out_and_impressions_weigh():
     assert gauc(users, labels, scores) == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
     result = auc_per_group(users, labels, scores)
     np.testing.assert_array_equal(result.auc, [1.0, 0.5, np.nan])
-    np.testing.assert_array_equal(result.count, [2, 4, 3])
+    np.testing.assert_array_equal(result.size, [2, 4, 3])
 
 
 def test_no_pairs_is_nan():
@@ -107,5 +107,6 @@ def test_curve_keeps_every_impression_and_its_limits():
     np.testing.assert_array_equal(points.lower[1:], points.upper[:-1])
     assert (points.lower[0], points.upper[-1]) == (0.0, 1.0)
     inside = (scores >= points.lower[7]) & (scores < points.upper[7])
+    assert points.score[7] == pytest.approx(scores[inside].sum(), rel=1e-3)
     assert inside.sum() == points.positives[7] + points.negatives[7]
     assert (np.diff(bucket_edges()) >= 0).all()

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tensorflow_model_analysis as tfma
 
+from benchmarks.evaluation import kuairand
 from modules.metrics.activity import bucket_names, bucket_of
 from modules.metrics.results import BASELINE, CANDIDATE, OVERALL, load_metrics
 from tests.metrics.instances import Targets, small_spec, write_model
@@ -105,6 +107,8 @@ def test_curves_and_slices(first, runs):
     area = np.trapz(curves.true_positive_rate[::-1], curves.false_positive_rate[::-1])
     assert area == pytest.approx(first.value("click", "auc"), abs=2e-3)
     assert (np.diff(curves.predicted) > 0).all()
+    # Well calibrated by how it was made, but for noise and clipping.
+    np.testing.assert_allclose(curves.predicted, curves.observed, atol=0.3)
     assert 0 < first.gap_closed("click") < 1
 
 
@@ -117,3 +121,41 @@ def test_first_model_under_the_thresholds_is_not_blessed(targets, tmp_path):
         ("click", "auc"),
         ("click", "gauc"),
     ]
+
+
+def evaluate(tmp_path, spec, targets):
+    targets.write(tmp_path / "examples")
+    write_model(tmp_path / "model")
+    examples = tmp_path / "examples/Split-eval/*"
+    model = tmp_path / "model/Format-Serving"
+    kuairand.evaluate(spec, str(examples), [str(model)], str(tmp_path / "evaluation"))
+    return load_metrics(tmp_path / "evaluation")
+
+
+def test_no_labelled_target_is_not_blessed_and_says_so(tmp_path):
+    targets = Targets(num_users=20)
+    targets.is_eval[:] = False
+    with pytest.raises(ValueError, match="no target with a label"):
+        evaluate(tmp_path, small_spec(), targets)
+    assert not tfma.load_validation_result(str(tmp_path / "evaluation")).validation_ok
+
+
+def test_one_class_is_not_blessed_and_says_why(tmp_path):
+    targets = Targets(num_users=20)
+    targets.vip[targets.vip == 1] = 0
+    found = evaluate(tmp_path, small_spec(), targets)
+    assert not found.blessed
+    assert [f.task for f in found.failures if "can't be computed" in f.reason] == ["vip"]
+
+
+def test_a_prediction_that_is_no_number_names_the_task(tmp_path):
+    targets = Targets(num_users=20)
+    targets.price[:] = np.nan
+    with pytest.raises(Exception, match="prediction/click/: a labelled target has no finite value"):
+        evaluate(tmp_path, small_spec(), targets)
+
+
+def test_a_task_of_another_spec_is_refused(tmp_path):
+    spec = small_spec(tasks=[{"name": "buy", "label": "bought"}])
+    with pytest.raises(Exception, match="the instances have no label_buy"):
+        evaluate(tmp_path, spec, Targets(num_users=20))

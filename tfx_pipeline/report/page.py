@@ -14,7 +14,7 @@ from data.spec import Spec
 from modules.metrics.results import CANDIDATE, OVERALL, Evaluation
 from tfx_pipeline.report import plots
 from tfx_pipeline.report.history import History
-from tfx_pipeline.report.summary import number, summarize
+from tfx_pipeline.report.summary import columns_of, number, others_text, summarize
 
 _HERE = pathlib.Path(__file__).parent
 _MAX_CURVES = 8
@@ -58,6 +58,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.globals |= {"columns_of": columns_of, "others_text": others_text}
     in_slices = {s: summarize(evaluation, spec, s) for s in evaluation.slices}
     page = environment.get_template("report.html.jinja").render(
         spec=spec,

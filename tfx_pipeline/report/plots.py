@@ -30,6 +30,8 @@ _STYLE = {
     "axes.labelcolor": _INK,
     "axes.titlecolor": _INK,
     "axes.titlesize": 11,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),

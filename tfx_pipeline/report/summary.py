@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 from data.spec import Spec, Task
 from modules.metrics.results import BASELINE, OVERALL, Evaluation
@@ -72,6 +73,47 @@ def summarize(evaluation: Evaluation, spec: Spec, slice_: str = OVERALL) -> list
         )
         for task in spec.tasks
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table of metrics."""
+
+    group: str
+    """`AUC`, `GAUC`, or nothing."""
+    title: str
+    brief: str
+    """The title on the command line; empty: not shown there."""
+    of: Callable[[TaskSummary], float]
+    form: str
+    is_change: bool = False
+
+
+COLUMNS = (
+    Column("", "targets", "targets", lambda s: s.count, ",.0f"),
+    Column("", "positive", "", lambda s: s.positives, ".1%"),
+    Column("AUC", "model", "AUC", lambda s: s.auc.value, ".4f"),
+    Column("AUC", "oracle", "oracle", lambda s: s.auc.oracle, ".4f"),
+    Column("AUC", "gap closed", "gap closed", lambda s: s.auc.gap_closed, ".0%"),
+    Column("AUC", "last blessed", "", lambda s: s.auc.last_blessed, ".4f"),
+    Column("AUC", "change", "vs blessed", lambda s: s.auc.change, "+.4f", is_change=True),
+    Column("GAUC", "model", "GAUC", lambda s: s.gauc.value, ".4f"),
+    Column("GAUC", "oracle", "oracle GAUC", lambda s: s.gauc.oracle, ".4f"),
+    Column("GAUC", "gap closed", "", lambda s: s.gauc.gap_closed, ".0%"),
+    Column("GAUC", "last blessed", "", lambda s: s.gauc.last_blessed, ".4f"),
+    Column("GAUC", "change", "GAUC vs blessed", lambda s: s.gauc.change, "+.4f", is_change=True),
+    Column("GAUC", "counted", "", lambda s: s.gauc_share, ".0%"),
+)
+
+
+def columns_of(summaries: Sequence[TaskSummary]) -> list[Column]:
+    """Those with something to show in at least one row."""
+    return [c for c in COLUMNS if not all(math.isnan(c.of(s)) for s in summaries)]
+
+
+def others_text(summary: TaskSummary) -> str:
+    """The metrics of a task that isn't binary, as text."""
+    return ", ".join(f"{name} {number(value)}" for name, value in summary.others.items())
 
 
 def number(value: float, form: str = ".4f") -> str:
