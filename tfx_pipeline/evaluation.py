@@ -169,7 +169,7 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.ListArray:
     if index < 0:
         raise ValueError(
             f"the instances have no {name}. Evaluate the examples of SequenceExampleGen (not"
-            " Transform's), made with the spec of this evaluation; give the Evaluator no schema."
+            " Transform's), made with this spec; a schema, if the Evaluator has one, must name it."
         )
     return batch.column(index)
 
