@@ -49,6 +49,7 @@ def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
     )
     absl.logging.set_verbosity(absl.logging.INFO)
     sys.excepthook = functools.partial(_one_message, log_path)
+    sys.unraisablehook = _log_unraisable
     try:
         yield console
     except BaseException:
@@ -84,3 +85,9 @@ def _one_message(
     else:
         message = f"error: {reason(error)}\nThe whole story is in {log_path}"
     print(message, file=sys.stderr)
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    # TensorFlow's destructors fail when they run after the interpreter has been taken down.
+    if not sys.is_finalizing():
+        logging.error("%s in %r", unraisable.exc_value, unraisable.object)
