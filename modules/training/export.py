@@ -39,7 +39,9 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
 
     @tf.function
     def predict(**tensors):
-        return _answers(model, batch_of(_ragged_from_padded(tensors, spec)))
+        ragged = _ragged_from_padded(tensors, spec)
+        raw = {name: _as_declared(value, raw_spec[name]) for name, value in ragged.items()}
+        return _answers(model, batch_of(raw))
 
     signatures = {
         "serving_default": serving_default,
@@ -94,6 +96,13 @@ def _padded_inputs(raw_spec: dict, spec: Spec) -> dict[str, tf.TensorSpec]:
     for name in ("sequence_length", "target_count"):
         inputs[name] = tf.TensorSpec([None], tf.int64, name=name)
     return inputs
+
+
+def _as_declared(value: tf.RaggedTensor, feature) -> tf.Tensor | tf.RaggedTensor:
+    """Transform's graph takes what the schema says has one value as dense [B, 1]."""
+    if isinstance(feature, tf.io.FixedLenFeature):
+        return tf.reshape(value.flat_values, [-1, *feature.shape])
+    return value
 
 
 def _ragged_from_padded(tensors: dict[str, tf.Tensor], spec: Spec) -> dict[str, tf.RaggedTensor]:
