@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.dead_letters import DeadLetter
-from data.spec import INTERVAL, Channel, Scope, Spec, Task, table_setting
+from data.spec import INTERVAL, Channel, IdChannel, Scope, Spec, Task, table_setting
 
 ORDER = "$order"
 """int64: number of the row's file (in name order) · 2⁴⁰ + its row. Breaks ties of time."""
@@ -79,13 +79,13 @@ class Column:
     task: Task | None = None
 
 
-def id_dtype(spec: Spec, channel: Channel) -> Literal["int", "string"]:
+def id_dtype(spec: Spec, channel: IdChannel) -> Literal["int", "string"]:
     """The type of an id channel's values: its table's `dtype`, int unless given."""
     return table_setting(spec.tables[channel.table_name], "dtype", "int")
 
 
 def _reading(spec: Spec, channel: Channel) -> Reading:
-    return id_dtype(spec, channel) if channel.kind == "id" else channel.kind
+    return id_dtype(spec, channel) if isinstance(channel, IdChannel) else channel.kind
 
 
 def channel_column(spec: Spec, channel: Channel) -> str:
@@ -311,10 +311,11 @@ def _oracle(array: pa.Array, column: Column, text: bool) -> tuple[pa.Array, Prob
 def _label(array: pa.Array, column: Column, text: bool) -> tuple[pa.Array, Problems]:
     """float32: 0/1, class number or value; null where missing."""
     task = column.task
+    assert task is not None, "a label column has its task"
     if task.type == "regression":
         return _finite(array, column)
     if task.type == "multiclass" or task.positive is not None:
-        return _text_label(_as_text(array), column)
+        return _text_label(_as_text(array), column, task)
     values, problems = _finite(array, column)
     v = values.fill_null(0).to_numpy()
     wrong = ~np.isin(v, (0, 1)) & np.isfinite(v)
@@ -324,8 +325,7 @@ def _label(array: pa.Array, column: Column, text: bool) -> tuple[pa.Array, Probl
     ]
 
 
-def _text_label(array: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
-    task = column.task
+def _text_label(array: pa.Array, column: Column, task: Task) -> tuple[pa.Array, Problems]:
     array = pc.if_else(pc.equal(array, ""), None, array)
     if task.type == "binary":
         positive = pc.is_in(array, value_set=pa.array(task.positive))
@@ -494,7 +494,9 @@ def _hash_lists(array: pa.Array) -> np.ndarray:
 # --- dead letters --------------------------------------------------------------------------
 
 
-def _dead_letters(chunk: Chunk, file: File, bad: np.ndarray, problems: Problems):
+def _dead_letters(
+    chunk: Chunk, file: File, bad: np.ndarray, problems: Problems
+) -> list[DeadLetter]:
     """Only malformed rows come here, so going through them one by one is fine."""
     reasons: dict[int, list[str]] = {int(i): [] for i in np.flatnonzero(bad)}
     for mask, reason in problems:

@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.events import ORDER, channel_column, single_array
-from data.spec import INTERVAL, Channel, Spec, Task
+from data.spec import INTERVAL, Channel, DenseChannel, Spec, Task
 
 TRAIN, EVAL = 0, 1
 
 
-def build_instances(events: pa.Table, users: pa.Table | None, spec: Spec) -> pa.RecordBatch:
+def build_instances(events: pa.Table, users: pa.Table, spec: Spec) -> pa.RecordBatch:
     """All instances of a set of users.
 
     Args:
       events: table of `events.conform`, every event of each user; duplicates are gone.
-      users: table of `events.conform`, one row a user, or None.
+      users: table of `events.conform`, one row a user; may have none.
       spec: names the channels, tasks, windows and splits.
 
     Returns:
@@ -112,17 +112,13 @@ class _Timeline:
     timed: np.ndarray
 
     @classmethod
-    def of(cls, events: pa.Table, users: pa.Table | None, spec: Spec) -> _Timeline:
+    def of(cls, events: pa.Table, users: pa.Table, spec: Spec) -> _Timeline:
         event_users = single_array(events[spec.user])
-        wanted = [event_users]
-        if users is not None:
-            labelled = pa.array(_labelled_users(users, spec))
-            wanted.append(single_array(users[spec.user]).filter(labelled))
-        user_ids = pc.unique(pa.concat_arrays(wanted))
+        profiles = single_array(users[spec.user])
+        labelled = profiles.filter(pa.array(_labelled_users(users, spec)))
+        user_ids = pc.unique(pa.concat_arrays([event_users, labelled]))
         user_ids = user_ids.take(pc.sort_indices(user_ids))
-        rows = pa.nulls(len(user_ids), pa.int32())
-        if users is not None:
-            rows = pc.index_in(user_ids, value_set=single_array(users[spec.user]))
+        rows = pc.index_in(user_ids, value_set=profiles)
 
         user = pc.index_in(event_users, value_set=user_ids).to_numpy().astype(np.int64)
         times = single_array(events[spec.time])
@@ -241,9 +237,7 @@ class _Targets:
     split: np.ndarray
 
     @classmethod
-    def of(
-        cls, timeline: _Timeline, windows: _Windows, users: pa.Table | None, spec: Spec
-    ) -> _Targets:
+    def of(cls, timeline: _Timeline, windows: _Windows, users: pa.Table, spec: Spec) -> _Targets:
         event, event_split = _impressions(timeline, spec)
         profile = _profiled_users(timeline, users, spec)
         held_out = timeline.held_out[profile]
@@ -285,15 +279,11 @@ class _Targets:
         seconds[rows[known]] = (elapsed[known] / 1000).astype(np.float32)
         return seconds
 
-    def labels(
-        self, task: Task, name: str, timeline: _Timeline, users: pa.Table | None
-    ) -> pa.Array:
+    def labels(self, task: Task, name: str, timeline: _Timeline, users: pa.Table) -> pa.Array:
         """float32 per target, NaN where the task has none there."""
         impression = self.event >= 0
         if task.per == "impression":
             values = timeline.column(name, self.event)
-        elif users is None:
-            values = pa.nulls(len(self.event), pa.float32())
         else:
             rows = timeline.user_row[self.user]
             values = single_array(users[name]).take(pa.array(rows, mask=impression | (rows < 0)))
@@ -312,10 +302,8 @@ def _impressions(timeline: _Timeline, spec: Spec) -> tuple[np.ndarray, np.ndarra
     return event, ~timeline.trainable()[event]
 
 
-def _profiled_users(timeline: _Timeline, users: pa.Table | None, spec: Spec) -> np.ndarray:
+def _profiled_users(timeline: _Timeline, users: pa.Table, spec: Spec) -> np.ndarray:
     """Users with a label of a per-user task."""
-    if users is None:
-        return np.zeros(0, np.int64)
     labelled = np.append(_labelled_users(users, spec), False)
     return np.flatnonzero(labelled[timeline.user_row])
 
@@ -334,7 +322,7 @@ def _channel_features(
     channel: Channel, values: pa.Array, lengths: np.ndarray
 ) -> dict[str, pa.Array]:
     """The channel's feature, and its `_count` if multi-valued; missing values marked."""
-    if not getattr(channel, "multi_valued", False):
+    if isinstance(channel, DenseChannel) or not channel.multi_valued:
         return {channel.feature: _lists(_mark_missing(values), lengths)}
     counts = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
     before = np.concatenate([[0], np.cumsum(counts)])

@@ -4,6 +4,8 @@ allowed drift, and what a serving request may leave out.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -55,14 +57,12 @@ def schema_text(spec: Spec) -> str:
 
 
 def _add_channel(schema: schema_pb2.Schema, channel: Channel, spec: Spec) -> None:
-    multi_valued = getattr(channel, "multi_valued", False)
-    one_value = channel.scope == "context" and not multi_valued
-    add = _add_scalar if one_value else _add_list
-    feature = add(schema, channel.feature, _type(channel, spec))
-    if multi_valued:
-        (_add_scalar if channel.scope == "context" else _add_list)(
-            schema, channel.count_feature, _INT
-        )
+    add = _add_scalar if channel.scope == "context" else _add_list
+    if not isinstance(channel, DenseChannel) and channel.multi_valued:
+        add(schema, channel.count_feature, _INT)
+        feature = _add_list(schema, channel.feature, _type(channel, spec))
+    else:
+        feature = add(schema, channel.feature, _type(channel, spec))
     if isinstance(channel, DenseChannel):
         limit = spec.validation.max_dense_drift
         feature.drift_comparator.jensen_shannon_divergence.threshold = limit
@@ -71,7 +71,7 @@ def _add_channel(schema: schema_pb2.Schema, channel: Channel, spec: Spec) -> Non
         feature.drift_comparator.infinity_norm.threshold = limit
         if channel.values is not None:
             # '' is how an instance says missing.
-            values = channel.values if multi_valued else ("", *channel.values)
+            values = channel.values if channel.multi_valued else ("", *channel.values)
             schema.string_domain.add(name=channel.feature, value=values)
             feature.domain = channel.feature
     elif feature.type == _INT:
@@ -110,7 +110,9 @@ def _add(schema: schema_pb2.Schema, name: str, type_: int) -> schema_pb2.Feature
     return feature
 
 
-def _representations(schema: schema_pb2.Schema):
+def _representations(
+    schema: schema_pb2.Schema,
+) -> MutableMapping[str, schema_pb2.TensorRepresentation]:
     """A group must list all features: tfx-bsl infers nothing beside it."""
     return schema.tensor_representation_group[""].tensor_representation
 

@@ -7,6 +7,7 @@ an instance '' , -1, NaN and a count of 0 mean missing, so their shares are comp
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
@@ -17,8 +18,8 @@ from data.spec import Channel, DenseChannel, Spec
 MISSING_NOISE = 0.01
 """Changes of a missing share below this aren't drift."""
 
-Statistics = statistics_pb2.DatasetFeatureStatisticsList
-Anomalies = anomalies_pb2.Anomalies
+Statistics: TypeAlias = statistics_pb2.DatasetFeatureStatisticsList
+Anomalies: TypeAlias = anomalies_pb2.Anomalies
 
 
 def split_anomalies(
@@ -126,7 +127,7 @@ def _drifted(share: float, old: float, limit: float) -> bool:
 
 
 def _missing_of_total(channel: Channel, features: dict) -> tuple[float, float] | None:
-    if getattr(channel, "multi_valued", False):
+    if not isinstance(channel, DenseChannel) and channel.multi_valued:
         counts = features.get(channel.count_feature)
         if counts is None:
             return None

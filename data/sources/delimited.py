@@ -86,7 +86,7 @@ def _without_bad_text(chunk: Chunk) -> Chunk:
             # Rare, and a block at most: going through its values one by one is fine.
             raw = array.cast(pa.binary()).to_pylist()
             fixed = [None if v is None else v.decode(errors="replace") for v in raw]
-            changed = [v is not None and v != f.encode() for v, f in zip(raw, fixed, strict=True)]
+            changed = [f is not None and v != f.encode() for v, f in zip(raw, fixed, strict=True)]
             problems.append((np.array(changed), f"{name}: not UTF-8"))
             table = table.set_column(i, name, pa.array(fixed, pa.string()))
     return dataclasses.replace(chunk, table=table, problems=tuple(problems))

@@ -88,7 +88,9 @@ def _read_json(block: bytes, schema: pa.Schema | None) -> pa.Table:
     )
 
 
-def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
+def _take_out_bad(
+    lines: list[bytes], numbers: np.ndarray, path: str
+) -> tuple[list[bytes], np.ndarray, list[DeadLetter]]:
     """The slow way, for a block with a malformed line only."""
     rows: list[dict | None] = []
     reasons: dict[int, str] = {}
@@ -100,7 +102,7 @@ def _take_out_bad(lines: list[bytes], numbers: np.ndarray, path: str):
         if row is not None and not isinstance(row, dict):
             row, reasons[i] = None, "not a JSON object"
         rows.append(row)
-    kinds = collections.defaultdict(collections.Counter)
+    kinds: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for row in rows:
         for key, value in (row or {}).items():
             kinds[key][_kind(value)] += 1

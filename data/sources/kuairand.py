@@ -67,9 +67,9 @@ def read(file: File, spec: Spec) -> Iterator[Chunk]:
         yield from _read_history(file, spec)
     else:
         for chunk in delimited.read_csv(file.path, TAG_SEPARATOR):
-            table, problems = _derive(chunk.table)
+            table, malformed = _derive(chunk.table)
             table = left_join(table, _videos(file.joined[-1]), "video_id")
-            problems = (*chunk.problems, *problems)
+            problems = (*chunk.problems, *malformed)
             yield dataclasses.replace(chunk, table=table, problems=problems)
 
 

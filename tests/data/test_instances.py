@@ -86,7 +86,8 @@ def test_an_event_at_or_after_a_target_changes_nothing_it_sees(rows, time, by_ti
     assert "leak" not in repr(leaked[:not_after])
 
 
-PLANTED = 999
+PLANTED = 2**50
+"""An item that no drawn event has."""
 
 
 def _views(built_instances: list[dict], spec: Spec) -> list[dict]:
