@@ -1,4 +1,4 @@
-"""The spec: one YAML that says what the data is, what is learned from it and when a model is good enough.
+"""The spec: one YAML that says what the data is, what is learned and when a model is good enough.
 
 Everything else is derived from it: the TFMD schema, the preprocessing function, the
 model's inputs and heads, the evaluation config, the serving signatures and the typed
@@ -14,7 +14,8 @@ import collections
 import datetime
 import hashlib
 import pathlib
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -57,6 +58,11 @@ class _Channel(_Strict):
         """The channel's name in an instance, in Transform's output and in a request."""
         return f"{self.scope}_{self.name}"
 
+    @property
+    def count_feature(self) -> str:
+        """Multi-valued channels: how many of the flat values belong to each event/target."""
+        return f"{self.feature}_count"
+
 
 class _TableChannel(_Channel):
     multi_valued: bool = False
@@ -67,11 +73,6 @@ class _TableChannel(_Channel):
     @property
     def table_name(self) -> str:
         return self.table or self.name
-
-    @property
-    def count_feature(self) -> str:
-        """Multi-valued channels: how many of the flat values belong to each event/target."""
-        return f"{self.feature}_count"
 
 
 class CategoryChannel(_TableChannel):
@@ -312,7 +313,7 @@ class Spec(_Strict):
     @property
     def encoder_context(self) -> tuple[Channel, ...]:
         """Context channels that may enter the shared encoder: those every task may see."""
-        allowed = [set(c.name for c in self.context_for(t)) for t in self.tasks]
+        allowed = [{c.name for c in self.context_for(t)} for t in self.tasks]
         return tuple(c for c in self.scope("context") if all(c.name in a for a in allowed))
 
     def fingerprint(self) -> str:
@@ -353,7 +354,8 @@ class Spec(_Strict):
                 channel.kind != "dense" or channel.scope == "context"
             ):
                 raise ValueError(
-                    f"channels: {channel.name!r}: {INTERVAL} is a dense sequence or candidate column"
+                    f"channels: {channel.name!r}: {INTERVAL} is a dense sequence or candidate"
+                    " column"
                 )
         return self
 
@@ -370,7 +372,9 @@ class Spec(_Strict):
                         + ", ".join(f"{n}={v}" for n, v in given.items())
                     )
             if channels[0].kind == "id" and not any(getattr(c, "rows", None) for c in channels):
-                raise ValueError(f"channels: id table {table!r} needs 'rows' on one of its channels")
+                raise ValueError(
+                    f"channels: id table {table!r} needs 'rows' on one of its channels"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -401,7 +405,7 @@ class Spec(_Strict):
         return self
 
 
-def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default):
+def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default: Any) -> Any:
     """The value of `key` that any channel of a shared table gives, else `default`."""
     for channel in channels:
         value = getattr(channel, key, None)
@@ -447,7 +451,7 @@ def parse_spec(raw: object, where: str = "spec") -> Spec:
         raise SpecError(f"{where}: not a valid spec:\n" + "\n".join(lines)) from None
 
 
-def _reason(error: dict) -> str:
+def _reason(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown key"
     reason = error["msg"].removeprefix("Value error, ")

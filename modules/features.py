@@ -17,7 +17,7 @@ _TRAIN, _EVAL = 0, 1
 
 
 def as_ragged(features: dict, spec: Spec) -> Ragged:
-    """Uniform view of parsed features: every list ragged [B, None]; multi-valued [B, None, None]."""
+    """Uniform view of parsed features: lists ragged [B, None]; multi-valued [B, None, None]."""
     ragged = {name: _to_ragged(value) for name, value in features.items()}
     for channel in spec.channels:
         if getattr(channel, "multi_valued", False) and channel.feature in ragged:
@@ -173,7 +173,7 @@ def _round_up(n: tf.Tensor, multiple: int) -> tf.Tensor:
     return -(-n // multiple) * multiple
 
 
-def _to_ragged(value) -> tf.RaggedTensor:
+def _to_ragged(value: tf.Tensor | tf.SparseTensor | tf.RaggedTensor) -> tf.RaggedTensor:
     if isinstance(value, tf.RaggedTensor):
         return value
     if isinstance(value, tf.SparseTensor):

@@ -8,6 +8,7 @@ whatever file split they stand in; missing values never enter them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -24,6 +25,7 @@ from data.spec import (
 from modules.embeddings.table import MISSING, NUM_RESERVED
 
 Features = dict[str, tf.Tensor | tf.RaggedTensor]
+Map = Callable[[tf.Tensor], tf.Tensor]
 _CATEGORY_OOV_ROWS = 1
 
 
@@ -38,8 +40,8 @@ def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Feature
     outputs = dict(inputs)
     for table, channels in spec.tables.items():
         rows = _row_lookup(table, channels, spec, inputs)
-        for channel in channels:
-            outputs[channel.feature] = _map_flat(inputs[channel.feature], rows)
+        for sharing in channels:
+            outputs[sharing.feature] = _map_flat(inputs[sharing.feature], rows)
     for channel in spec.channels:
         if isinstance(channel, DenseChannel):
             outputs[channel.feature] = _normalize(channel, spec, inputs)
@@ -65,7 +67,9 @@ def _hashed_rows(channels: tuple[CategoryChannel | IdChannel, ...]) -> int:
     return table_setting(channels, "rows", _CATEGORY_OOV_ROWS)
 
 
-def _row_lookup(table: str, channels, spec: Spec, inputs: Features):
+def _row_lookup(
+    table: str, channels: tuple[CategoryChannel | IdChannel, ...], spec: Spec, inputs: Features
+) -> Map:
     """A function from a flat tensor of raw values to their table's rows."""
     values = table_setting(channels, "values", None)
     top_k = table_setting(channels, "top_k", None)
@@ -101,7 +105,7 @@ def _row_lookup(table: str, channels, spec: Spec, inputs: Features):
     return rows
 
 
-def _normalize(channel: DenseChannel, spec: Spec, inputs: Features):
+def _normalize(channel: DenseChannel, spec: Spec, inputs: Features) -> tf.Tensor | tf.RaggedTensor:
     """z = (x - mean) / std over training values; `bucketize` is the quantile rank in [0, 1]."""
     squash = (
         (lambda x: tf.sign(x) * tf.math.log1p(tf.abs(x)))

@@ -1,1 +1,1 @@
-"""Models: small files of composition over `modules/layers`. Adding one is a file and a line here."""
+"""Models: small compositions of `modules/layers`. Adding one is a file and a line here."""

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from data.spec import Spec
 from modules.features import Batch
-from modules.objectives.router import expert_loads, router_loss
 from modules.models.supermoe import Encoder, embedding_tables
 from modules.objectives.masked_channels import build_heads, mask_channels, mcp_loss
+from modules.objectives.router import expert_loads, router_loss
 
 
 class Pretrainer(tf.Module):
@@ -37,7 +37,7 @@ class Pretrainer(tf.Module):
         total, channels = mcp_loss(
             self.heads, encoded.hidden[:, 1:], batch, positions, training=True
         )
-        values = {}
+        values: dict[str, tf.Tensor] = {}
         for name, part in channels.items():
             values |= {f"mcp/{name}/loss": part.loss, f"mcp/{name}/metric": part.metric}
         values["expert_load"] = expert_loads(encoded.aux)

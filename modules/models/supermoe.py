@@ -30,7 +30,9 @@ class Encoded(NamedTuple):
 def embedding_tables(spec: Spec, rows: dict[str, int]) -> dict[str, EmbeddingTable]:
     """One table a name; channels that share a name share the table."""
     return {
-        name: EmbeddingTable(rows[name], table_setting(channels, "dim", _DEFAULT_TABLE_DIM), name=name)
+        name: EmbeddingTable(
+            rows[name], table_setting(channels, "dim", _DEFAULT_TABLE_DIM), name=name
+        )
         for name, channels in spec.tables.items()
     }
 
@@ -56,7 +58,9 @@ class Encoder(keras.layers.Layer):
             else None
         )
         self._lead = self.add_weight(
-            name="lead", shape=[sizes.hidden_dim], initializer=keras.initializers.RandomNormal(stddev=0.02)
+            name="lead",
+            shape=[sizes.hidden_dim],
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
         )
         self._position = self.add_weight(
             name="position",
@@ -83,9 +87,7 @@ class Encoder(keras.layers.Layer):
         mask = batch["sequence_mask"]
         x = self._project(batch, training=training)
         x += self._positions(mask, x.dtype)
-        lead = tf.broadcast_to(
-            tf.cast(self._lead, x.dtype), [tf.shape(x)[0], 1, tf.shape(x)[2]]
-        )
+        lead = tf.broadcast_to(tf.cast(self._lead, x.dtype), [tf.shape(x)[0], 1, tf.shape(x)[2]])
         if self._project_context is not None:
             lead += self._project_context(batch, training=training)[:, tf.newaxis]
         x = tf.concat([lead, x], axis=1)
@@ -129,7 +131,10 @@ class SuperMoE(keras.Model):
         }
         self._towers = {
             task.name: Tower(
-                sizes.tower_dims, len(task.classes or (None,)), sizes.dropout, name=f"tower_{task.name}"
+                sizes.tower_dims,
+                len(task.classes or (None,)),
+                sizes.dropout,
+                name=f"tower_{task.name}",
             )
             for task in spec.tasks
         }

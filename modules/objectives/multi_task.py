@@ -5,8 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 
 from modules.features import Batch
-from modules.objectives.router import expert_loads, router_loss
 from modules.models.supermoe import SuperMoE
+from modules.objectives.router import expert_loads, router_loss
 from modules.objectives.task_loss import task_loss, weighted_total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_transform as tft
 
@@ -98,7 +100,7 @@ def _padded_inputs(raw_spec: dict, spec: Spec) -> dict[str, tf.TensorSpec]:
     return inputs
 
 
-def _as_declared(value: tf.RaggedTensor, feature) -> tf.Tensor | tf.RaggedTensor:
+def _as_declared(value: tf.RaggedTensor, feature: Any) -> tf.Tensor | tf.RaggedTensor:
     """Transform's graph takes what the schema says has one value as dense [B, 1]."""
     if isinstance(feature, tf.io.FixedLenFeature):
         return tf.reshape(value.flat_values, [-1, *feature.shape])

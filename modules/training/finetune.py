@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -62,11 +63,15 @@ def run_fn(fn_args: FnArgs) -> None:
     export(model, transform_output, fn_args.serving_model_dir)
 
 
-def _binary_auc(predict, dataset: tf.data.Dataset, spec: Spec) -> dict[str, float]:
+def _binary_auc(
+    predict: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    dataset: tf.data.Dataset,
+    spec: Spec,
+) -> dict[str, float]:
     """AUC of every binary task over `dataset`, for the training curves."""
     tasks = [task for task in spec.tasks if task.type == "binary"]
-    labels = {task.name: [] for task in tasks}
-    scores = {task.name: [] for task in tasks}
+    labels: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
+    scores: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
     for batch in dataset:
         logits = predict(batch)
         for task in tasks:

@@ -103,7 +103,8 @@ def fit(
 
     step, started = 0, time.monotonic()
     for epoch in range(phase.epochs):
-        totals, count = {}, 0
+        totals: Scalars = {}
+        count = 0
         for batch in dataset:
             values = train_step(batch, tf.constant(step, tf.int64))
             totals = values if not totals else {k: totals[k] + v for k, v in values.items()}
@@ -117,14 +118,22 @@ def fit(
                 history.write(step, step / num_batches, loss=loss)
                 _PROGRESS.info(
                     "%s: step %d/%d, loss %.4f, %.1f steps/s",
-                    name, step, num_steps, loss, step / (time.monotonic() - started),
+                    name,
+                    step,
+                    num_steps,
+                    loss,
+                    step / (time.monotonic() - started),
                     extra={"fraction": step / num_steps},
                 )
         means = {k: (v / count).numpy().tolist() for k, v in totals.items()}
         ends = at_epoch_end()
         history.write(step, epoch + 1.0, epoch_end=True, **means, **ends)
         _PROGRESS.info(
-            "%s: epoch %d/%d, loss %.4f%s", name, epoch + 1, phase.epochs, means["loss"],
+            "%s: epoch %d/%d, loss %.4f%s",
+            name,
+            epoch + 1,
+            phase.epochs,
+            means["loss"],
             "".join(f", {k} {v:.4f}" for k, v in ends.items()),
             extra={"fraction": step / num_steps},
         )

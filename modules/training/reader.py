@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -79,7 +79,9 @@ def _records(files: Sequence[str]) -> tf.data.Dataset:
     )
 
 
-def _parser(transform_output: tft.TFTransformOutput, spec: Spec, split: str):
+def _parser(
+    transform_output: tft.TFTransformOutput, spec: Spec, split: str
+) -> Callable[[tf.Tensor], dict[str, tf.RaggedTensor]]:
     feature_spec = transform_output.transformed_feature_spec()
     unused = {"user_id", "user_activity", "window_last"}
     unused |= {t.oracle_feature for t in spec.tasks}
