@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import pathlib
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tfx.types.standard_artifacts import ExampleStatistics
 
 from data import sources
 from data.simulator import writing
-from data.spec import Spec, load_spec
+from data.spec import Spec, load_spec, parse_spec
 from tfx_pipeline import baselines
 from tfx_pipeline.components.data_validator import DataAnomalyError, DataValidator
 from tfx_pipeline.components.sequence_example_gen import SequenceExampleGen
@@ -146,3 +147,21 @@ def test_an_anomaly_stops_the_run(accepted, tmp_path, column, how, message):
     with pytest.raises(DataAnomalyError, match=message):
         run(root, change(data, tmp_path / "changed", column, how))
     assert len(artifacts(root, "ExampleAnomalies")) == before
+
+
+@pytest.mark.slow
+def test_a_time_split_may_leave_the_file_split_train_empty(accepted, tmp_path):
+    """Every user has an eval target: all instances stand in `eval`, and train from there."""
+    _, data = accepted
+    tables = [pq.read_table(path) for path in sorted(data.glob("events-*.parquet"))]
+    newest = pa.concat_tables(tables).group_by("user_id").aggregate([("time_ms", "max")])
+    at_ms = min(newest["time_ms_max"].to_pylist()) - 1
+    raw = SPEC.model_dump(mode="json")
+    at = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.timezone.utc).isoformat()
+    raw["split"] = {"by": "time", "at": at}
+    raw["tasks"] = [task | {"per": "impression"} for task in raw["tasks"]][:1]
+    raw["tasks"][0] |= {"label": "event", "positive": ["impression"], "oracle": None}
+    run(tmp_path, data, parse_spec(raw))
+    (examples,) = artifacts(tmp_path, "Examples")
+    summary = json.loads(examples.custom_properties["summary"].string_value)
+    assert summary["instances"]["train"] == 0 and summary["all_targets"]["train"] > 0
