@@ -364,7 +364,9 @@ class Spec(_Strict):
         for table, channels in self.tables.items():
             for key in ("kind", "dim", "rows", "top_k", "min_count", "dtype", "values"):
                 given = {
-                    c.name: getattr(c, key) for c in channels if getattr(c, key, None) is not None
+                    f"{c.scope} {c.name}": getattr(c, key)
+                    for c in channels
+                    if getattr(c, key, None) is not None
                 }
                 if len(set(given.values())) > 1:
                     raise ValueError(

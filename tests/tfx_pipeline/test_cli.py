@@ -49,6 +49,7 @@ def _duplicate_channel(raw):
 
 
 def _shared_table_with_other_dim(raw):
+    _channel(raw, "sequence", "product")["dim"] = 8
     _channel(raw, "candidate", "product")["dim"] = 7
 
 
@@ -63,7 +64,7 @@ def _label_as_candidate(raw):
         (_duplicate_channel, "channels: sequence channel 'product' is declared twice"),
         (
             _shared_table_with_other_dim,
-            "channels: table 'product' is shared with different dim: product=7",
+            "channels: table 'product' is shared with different dim: sequence product=8",
         ),
         (_label_as_candidate, "candidate channel 'price' reads 'click_label', an outcome"),
     ],
