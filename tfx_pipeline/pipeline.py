@@ -87,7 +87,7 @@ def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNod
     )
     _label(ingest, "data", "tfx_pipeline/components/sequence_example_gen.py")
     examples = ingest.outputs["examples"]
-    schema = SpecSchema(spec=spec.model_dump_json())
+    schema = SpecSchema(spec=spec.model_dump_json(), code=fingerprint.of_code("data"))
     statistics = StatisticsGen(examples=examples, schema=schema.outputs["schema"])
     accepted = Resolver(
         strategy_class=baselines.LatestAcceptedStatistics,
@@ -97,6 +97,7 @@ def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNod
     ).with_id("LatestAccepted")
     validator = DataValidator(
         spec=spec.model_dump_json(),
+        code=fingerprint.of_code("data", "tfx_pipeline/components/data_validator.py"),
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
         previous_statistics=accepted.outputs["statistics"],
@@ -157,7 +158,12 @@ def _release_nodes(
         module_path="tfx_pipeline.evaluation",
     )
     _label(evaluator, "data/spec.py", "modules/metrics", "tfx_pipeline/evaluation.py")
-    check = ServingCheck(model=model, examples=examples, spec=spec.model_dump_json())
+    check = ServingCheck(
+        model=model,
+        examples=examples,
+        spec=spec.model_dump_json(),
+        code=fingerprint.of_code("serving", "tfx_pipeline/components/serving_check.py"),
+    )
     pusher = Pusher(
         model=model,
         model_blessing=evaluator.outputs["blessing"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tfx.dsl.compiler.compiler import Compiler
 
@@ -81,6 +83,18 @@ def test_spec_and_code_are_part_of_a_trainers_cache_key(data_root, tmp_path):
     assert fingerprint.of_code("data/spec.py", "modules") in config
     other = _spec(training={"seed": 1})
     assert _parameter(_compiled(other, data_root, tmp_path)["Finetune"], "custom_config") != config
+
+
+def test_every_node_of_ours_has_its_code_in_its_cache_key(data_root, tmp_path):
+    nodes = _compiled(_spec(), data_root, tmp_path)
+    ours = ("SpecSchema", "DataValidator", "ServingCheck")
+    codes = {name: _parameter(nodes[name], "code") for name in ours}
+    assert all(re.fullmatch("[0-9a-f]{16}", code) for code in codes.values())
+    pipeline = create_pipeline(_spec(), data_root, Layout(tmp_path))
+    for node in pipeline.components:
+        if node.id in ("SequenceExampleGen", "Evaluator", "UserEmbeddings"):
+            arguments = node.executor_spec.beam_pipeline_args
+            assert [a for a in arguments if a.startswith("--labels=code=")], node.id
 
 
 def test_new_data_is_part_of_ingestions_cache_key(data_root, tmp_path):

@@ -28,6 +28,7 @@ def DataValidator(
     schema: InputArtifact[Schema],
     anomalies: OutputArtifact[ExampleAnomalies],
     spec: Parameter[str],
+    code: Parameter[str] = "",
     previous_statistics: InputArtifact[ExampleStatistics] = None,
 ) -> None:
     """Validates every file split against the schema and against the last accepted run.
@@ -37,6 +38,7 @@ def DataValidator(
       schema: the spec's.
       anomalies: `SchemaDiff.pb` for each split, as ExampleValidator writes them.
       spec: the spec as JSON.
+      code: hash of what runs here; TFX's cache looks at parameters, not at code.
       previous_statistics: what drift is measured from; none on a first run.
 
     Raises:

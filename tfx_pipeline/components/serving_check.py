@@ -49,6 +49,7 @@ def ServingCheck(
     spec: Parameter[str],
     num_examples: Parameter[int] = 32,
     load_seconds: Parameter[int] = 120,
+    code: Parameter[str] = "",
 ) -> None:
     """Blesses a model that the real server loads and answers with correctly.
 
@@ -59,6 +60,7 @@ def ServingCheck(
       spec: the spec as JSON.
       num_examples: how many instances are replayed.
       load_seconds: how long loading may take.
+      code: hash of what runs here; TFX's cache looks at parameters, not at code.
 
     Raises:
       ServingCheckError: the model doesn't load, an answer is wrong, or there is nothing to ask.

@@ -14,12 +14,15 @@ FILE = "schema.pbtxt"
 
 
 @component
-def SpecSchema(schema: OutputArtifact[Schema], spec: Parameter[str]) -> None:
+def SpecSchema(
+    schema: OutputArtifact[Schema], spec: Parameter[str], code: Parameter[str] = ""
+) -> None:
     """Writes `schema.pbtxt`.
 
     Args:
       schema: where to.
       spec: the spec as JSON.
+      code: hash of what runs here; TFX's cache looks at parameters, not at code.
     """
     text = schema_text(parse_spec(json.loads(spec)))
     io_utils.write_string_file(f"{schema.uri}/{FILE}", text)
