@@ -163,7 +163,10 @@ class _Timeline:
         starts |= ~self.timed
         starts[1:] |= ~self.timed[:-1]
         tie = np.maximum.accumulate(np.where(starts, np.arange(n), 0)) if n else np.zeros(0, int)
-        return tie - self.first[self.user]
+        earlier = tie - self.first[self.user]
+        if self.spec.split.history == "streaming":
+            return earlier
+        return np.minimum(earlier, self.trainable_per_user()[self.user])
 
     def sequence_values(self, channel: Channel, places: np.ndarray) -> pa.Array:
         if channel.source_column != INTERVAL:

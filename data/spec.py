@@ -187,6 +187,11 @@ class Split(_Strict):
     at: datetime.datetime | None = None
     """`by: time`: targets at or after this moment (UTC unless it says otherwise) are eval."""
 
+    history: Literal["streaming", "frozen"] = "streaming"
+    """`by: time`: what an eval target sees. `streaming`: every strictly earlier event, as where
+    events reach the server at once; `frozen`: those before `at` only, as where model and
+    features are refreshed together by a batch run. Training targets always see all earlier."""
+
     @property
     def at_ms(self) -> int | None:
         if self.at is None:
@@ -402,6 +407,8 @@ class Spec(_Strict):
             raise ValueError("channels: tasks per impression need a candidate channel")
         if self.split.by == "time" and self.split.at is None:
             raise ValueError("split: 'by: time' needs 'at'")
+        if self.split.by == "user" and self.split.history == "frozen":
+            raise ValueError("split: 'history: frozen' goes with 'by: time'")
         if self.sequence.window <= self.sequence.max_length:
             raise ValueError("sequence: window must be larger than max_length")
         return self

@@ -202,3 +202,16 @@ def test_split_moment_without_a_zone_is_utc():
     naive = small_spec(split=BY_TIME | {"at": datetime.datetime(2022, 5, 1)})
     zoned = small_spec(split=BY_TIME | {"at": "2022-05-01T08:00:00+08:00"})
     assert naive.split.at_ms == zoned.split.at_ms == 1651363200000
+
+
+def test_frozen_history_hides_what_happens_after_the_split():
+    """An eval target sees the events before the split only; a train target all earlier ones."""
+    rows = [
+        {"user_id": "ann", "time_ms": t, "item": t, "click": "1"} for t in (1, 2, 4, 6, 8, 9)
+    ]  # fmt: skip
+    streaming, frozen = (
+        built(rows, [], small_spec(split=BY_TIME | {"history": history}))[0]["target_position"]
+        for history in ("streaming", "frozen")
+    )
+    assert streaming == [0, 1, 2, 3, 4, 5]
+    assert frozen == [0, 1, 2, 3, 3, 3]
