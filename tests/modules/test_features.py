@@ -32,9 +32,7 @@ def test_pad_places_every_value(spec, features):
     for b, values in enumerate(rows_of(features, "candidate_price")):
         np.testing.assert_array_equal(batch["candidate_price"][b, : len(values)], values)
         assert np.isnan(batch["candidate_price"][b, len(values) :]).all()
-    np.testing.assert_array_equal(
-        batch["context_city"], features["context_city"].flat_values
-    )
+    np.testing.assert_array_equal(batch["context_city"], features["context_city"].flat_values)
 
 
 def test_multi_valued_values_stay_with_their_event(spec, features):
@@ -70,9 +68,7 @@ def test_unknown_split_is_named(spec, features):
 
 def test_a_request_may_leave_things_out(spec, features):
     """No positions: sees all. A channel left out: every value of it is missing."""
-    partial = {
-        k: v for k, v in features.items() if k not in ("target_position", "sequence_item")
-    }
+    partial = {k: v for k, v in features.items() if k not in ("target_position", "sequence_item")}
     empty = tf.RaggedTensor.from_row_splits(np.zeros(0, np.int64), np.zeros(5, np.int64))
     batch = pad(as_ragged(partial | {"sequence_item": empty}, spec), spec)
     mask = batch["sequence_mask"].numpy()
