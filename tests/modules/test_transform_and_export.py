@@ -1,0 +1,315 @@
+"""Raw instances through real Transform: values against NumPy, and no training/serving skew."""
+
+from __future__ import annotations
+
+import collections
+import types
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+import tf_keras as keras
+from tensorflow_transform.tf_metadata import metadata_io
+from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
+from tfx_bsl.public import tfxio
+
+from data.instances import build_instances, file_split
+from data.schema import schema_of
+from modules.embeddings.table import MISSING, NUM_RESERVED
+from modules.models.pretrainer import Pretrainer
+from modules.models.supermoe import SuperMoE
+from modules.preprocessing import preprocessing_fn, table_rows
+from modules.training import files
+from modules.training.export import export
+from modules.training.reader import batches
+from modules.training.warm_start import load_encoder, save_encoder
+from tests.data.small import event_table, small_spec, user_table
+
+NUM_USERS = 60
+
+
+def _spec(**overrides):
+    return small_spec(
+        sequence={"max_length": 4, "window": 12, "targets": "causal"},
+        model={"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16},
+        **overrides,
+    )
+
+
+def _rows():
+    """Users of 0 to 30 events, every channel missing now and then."""
+    rng = np.random.default_rng(0)
+
+    def maybe(value):
+        return None if rng.random() < 0.15 else value
+
+    rows = [
+        {
+            "user_id": f"u{user}",
+            "time_ms": 1000 * int(t),
+            "item": maybe(int(rng.zipf(1.6)) % 50),
+            "shop": maybe(f"s{rng.integers(6)}"),
+            "place": maybe(["home", "été", "work"][rng.integers(3)]),
+            "tags": maybe([f"t{i}" for i in rng.choice(5, rng.integers(0, 4), replace=False)]),
+            "price": maybe(float(np.round(rng.lognormal(2), 2))),
+            "click": maybe(str(rng.integers(2))),
+            "stars": maybe(["a", "b", "c"][rng.integers(3)]),
+            "spend": maybe(float(rng.normal())),
+        }
+        for user in range(NUM_USERS)
+        for t in np.sort(rng.integers(0, 500, rng.integers(0, 30)))
+    ]
+    users = [
+        {"user_id": f"u{user}", "city": maybe(["rome", "oslo"][user % 2]), "age": maybe(20.0 + user)}
+        | {"level": maybe(["tin", "gold"][user % 2])}
+        for user in range(NUM_USERS)
+    ]  # fmt: skip
+    return rows, users
+
+
+class Transformed:
+    """The small spec's instances, as files before and after Transform."""
+
+    def __init__(self, folder, spec):
+        self.spec = spec
+        rows, users = _rows()
+        self.raw = build_instances(event_table(rows, spec), user_table(users, spec), spec)
+        self.is_eval = file_split(self.raw)
+        schema = schema_of(spec)
+        self.examples = RecordBatchToExamplesEncoder().encode(self.raw)
+        for split, keep in (("train", ~self.is_eval), ("eval", self.is_eval)):
+            chosen = np.array(self.examples, object)[keep]
+            _write(folder / "raw" / f"Split-{split}" / "0.gz", chosen)
+        source = tfxio.TFExampleRecord(str(folder / "raw/*/*.gz"), schema=schema)
+        config = {"spec": spec.model_dump_json()}
+        argv = ["--direct_num_workers=1", "--direct_running_mode=in_memory"]
+        with beam.Pipeline(argv=argv) as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+            data = (pipeline | source.BeamSource(), source.TensorAdapterConfig())
+            transform = data | tft_beam.AnalyzeDataset(lambda x: preprocessing_fn(x, config))
+            _ = transform | tft_beam.WriteTransformFn(str(folder / "graph"))
+            for split in ("train", "eval"):
+                one = tfxio.TFExampleRecord(str(folder / f"raw/Split-{split}/*"), schema=schema)
+                data = (pipeline | split >> one.BeamSource(), one.TensorAdapterConfig())
+                apply = tft_beam.TransformDataset(output_record_batches=True)
+                applied, _ = (data, transform) | f"Transform {split}" >> apply
+                _ = (
+                    applied
+                    | f"Serialize {split}" >> beam.MapTuple(lambda batch, _: _ipc(batch))
+                    | f"Write {split}"
+                    >> beam.io.WriteToTFRecord(str(folder / "arrow" / split / "part"))
+                )
+        # TFX's Transform leaves the raw schema beside the graph; so does this.
+        metadata_io.write_metadata(
+            tft.DatasetMetadata(schema),
+            str(folder / "graph" / tft.TFTransformOutput.RAW_METADATA_DIR),
+        )
+        self.output = tft.TFTransformOutput(str(folder / "graph"))
+        encoder = RecordBatchToExamplesEncoder(self.output.transformed_metadata.schema)
+        for split in ("train", "eval"):
+            paths = [str(p) for p in (folder / "arrow" / split).glob("part*")]
+            arrow = tf.data.TFRecordDataset(paths).as_numpy_iterator()
+            encoded = [e for record in arrow for e in encoder.encode(_from_ipc(record))]
+            _write(folder / "transformed" / f"Split-{split}" / "0.gz", encoded)
+        self.fn_args = types.SimpleNamespace(
+            train_files=[str(folder / "transformed/Split-train/*")],
+            eval_files=[str(folder / "transformed/Split-eval/*")],
+        )
+
+    def batches(self, split, **kwargs):
+        paths = files.of_split(self.fn_args, self.spec, split)
+        return batches(paths, self.output, self.spec, split, 8, **kwargs)
+
+
+def _ipc(batch):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _from_ipc(record):
+    with pa.ipc.open_stream(record) as reader:
+        return reader.read_next_batch()
+
+
+def _write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions("GZIP")) as writer:
+        for record in records:
+            writer.write(record)
+
+
+@pytest.fixture(scope="module")
+def transformed(tmp_path_factory) -> Transformed:
+    return Transformed(tmp_path_factory.mktemp("transform"), _spec())
+
+
+@pytest.fixture(scope="module")
+def model(transformed) -> SuperMoE:
+    keras.utils.set_random_seed(5)
+    model = SuperMoE(transformed.spec, table_rows(transformed.spec, transformed.output))
+    model(next(iter(transformed.batches("train"))))
+    return model
+
+
+def _training_values(transformed, name):
+    """Flat, present values of a sequence feature's training events, from the raw instances."""
+    return [
+        value
+        for row in transformed.raw.to_pylist()
+        for value in row[name][: row["train_length"][0]]
+    ]
+
+
+def test_dense_channels_are_scaled_by_training_events_only(transformed):
+    raw = np.array(_training_values(transformed, "sequence_price"))
+    seen = raw[~np.isnan(raw)]
+    expected = np.sort((seen - seen.mean()) / seen.std())
+    got = np.concatenate(
+        [
+            b["sequence_price"].numpy()[b["sequence_mask"]]
+            for b in transformed.batches("train", min_targets=0)
+        ]
+    )
+    np.testing.assert_allclose(np.sort(got[~np.isnan(got)]), expected, atol=1e-4)
+    assert np.isnan(got).sum() == np.isnan(raw).sum() > 0
+
+
+def test_a_vocabulary_holds_training_values_by_frequency_and_leaves_missing_out(transformed):
+    vocabulary = transformed.output.vocabulary_by_name("shop")
+    counts = collections.Counter(_training_values(transformed, "sequence_shop"))
+    del counts[b""]
+    assert len(vocabulary) == len(counts)
+    assert [counts[v] for v in vocabulary] == sorted(counts.values(), reverse=True)
+
+
+def test_missing_values_get_their_own_row_and_real_ones_never_a_reserved_one(transformed):
+    for batch in transformed.batches("train", min_targets=0):
+        rows = batch["sequence_item"].numpy()[batch["sequence_mask"].numpy()]
+        assert set(rows[rows < NUM_RESERVED]) <= {MISSING}
+        assert (rows < table_rows(transformed.spec, transformed.output)["item"]).all()
+
+
+@pytest.mark.parametrize("split,code", [("train", 0), ("eval", 1)])
+def test_an_epoch_holds_every_target_of_its_split_once(transformed, split, code):
+    expected = sum(row["target_split"].count(code) for row in transformed.raw.to_pylist())
+    for seed in (None, 3):
+        got = sum(
+            int(b["target_mask"].numpy().sum()) for b in transformed.batches(split, seed=seed)
+        )
+        assert got == expected > 0
+
+
+def test_training_and_serving_agree(transformed, model, tmp_path):
+    """The same instances through the training input and through every signature."""
+    export(model, transformed.output, str(tmp_path / "model"))
+    served = tf.saved_model.load(str(tmp_path / "model"))
+    raw = transformed.raw.filter(pa.array(transformed.is_eval)).to_pylist()
+    # The reader sorts by length; the sort is stable, so this is its order.
+    order = sorted(range(len(raw)), key=lambda i: raw[i]["sequence_length"][0])
+    examples = np.array(transformed.examples, object)[transformed.is_eval]
+    answers = served.signatures["serving_default"](tf.constant(examples[order]))
+    rows = [raw[i] for i in order]
+    (batch,) = batches(
+        files.of_split(transformed.fn_args, transformed.spec, "eval"),
+        transformed.output,
+        transformed.spec,
+        "eval",
+        batch_size=256,
+    )
+    logits = model(batch)[0]
+    trained = {
+        "click": tf.sigmoid(logits["click"]),
+        "stars": tf.nn.softmax(logits["stars"]),
+        "spend": logits["spend"],
+    }
+    user_targets = 0
+    for i, row in enumerate(rows):
+        k = len(row["target_position"])
+        for name, values in trained.items():
+            np.testing.assert_allclose(values[i, :k], answers[name][i, :k], atol=1e-5)
+        if row["target_per_user"][-1]:
+            at_end = tf.sigmoid(logits["vip"][i, k - 1])
+            np.testing.assert_allclose(at_end, answers["vip"][i], atol=1e-5)
+            user_targets += 1
+    assert len(rows) > 5 and user_targets > 3
+
+
+def test_named_tensors_and_bare_requests_give_the_same_answers(transformed, model, tmp_path):
+    spec = transformed.spec
+    export(model, transformed.output, str(tmp_path / "model"))
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures
+    rows = [r for r in transformed.raw.to_pylist() if r["window_last"][0]][:6]
+    for row in rows:
+        # A request sees everything and carries candidates only where there are some.
+        bare = {
+            name: value
+            for name, value in row.items()
+            if name.startswith(("sequence_", "candidate_", "context_")) and value
+        }
+        bare["user_id"] = row["user_id"]
+        answer = served["serving_default"](tf.constant([_example(bare).SerializeToString()]))
+        named = served["predict"](**_padded(row, spec))
+        for task in spec.tasks:
+            np.testing.assert_allclose(answer[task.name], named[task.name], atol=1e-5)
+        assert answer["click"].shape == (1, len(row["candidate_item"]))
+        embedding = served["embed"](tf.constant([_example(bare).SerializeToString()]))
+        assert embedding["embedding"].shape == (1, spec.model.hidden_dim)
+        assert embedding["user_id"].numpy() == row["user_id"]
+
+
+def _example(row) -> tf.train.Example:
+    example = tf.train.Example()
+    for name, values in row.items():
+        feature = example.features.feature[name]
+        if isinstance(values[0], bytes):
+            feature.bytes_list.value.extend(values)
+        elif isinstance(values[0], float):
+            feature.float_list.value.extend(values)
+        else:
+            feature.int64_list.value.extend(values)
+    return example
+
+
+def _padded(row, spec):
+    """One instance as `predict`'s tensors."""
+    tensors = {
+        "sequence_length": tf.constant(row["sequence_length"][:1], tf.int64),
+        "target_count": tf.constant([len(row["candidate_item"])], tf.int64),
+    }
+    for channel in spec.channels:
+        values = row[channel.feature]
+        if getattr(channel, "multi_valued", False):
+            counts = row[channel.count_feature]
+            width = max([1, *counts])
+            parts = np.split(np.array(values, object), np.cumsum(counts)[:-1]) if counts else []
+            values = [list(p) + [b""] * (width - len(p)) for p in parts]
+            values = np.array(values, object).reshape(len(counts), width)
+        if channel.kind == "dense":
+            dtype = tf.float32
+        else:
+            dtype = tf.int64 if channel.name == "item" else tf.string
+        array = np.array(values, object if dtype == tf.string else dtype.as_numpy_dtype)
+        array = array[0] if channel.scope == "context" else array
+        tensors[channel.feature] = tf.constant(array, dtype)[tf.newaxis]
+    return tensors
+
+
+def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, model, tmp_path):
+    pretrainer = Pretrainer(transformed.spec, table_rows(transformed.spec, transformed.output))
+    batch = next(iter(transformed.batches("train", min_events=2, min_targets=0)))
+    pretrainer.encoder(batch)
+    save_encoder(str(tmp_path), pretrainer.encoder, pretrainer.tables)
+    fresh = SuperMoE(transformed.spec, table_rows(transformed.spec, transformed.output))
+    fresh(batch)
+    before = fresh.user_embedding(batch)
+    load_encoder(str(tmp_path), fresh.encoder, fresh.tables)
+    encoded = pretrainer.encoder(batch).hidden
+    np.testing.assert_allclose(fresh.encoder(batch).hidden, encoded, atol=1e-6)
+    assert not np.allclose(before, fresh.user_embedding(batch))
+    with pytest.raises(FileNotFoundError, match="no pre-trained encoder"):
+        load_encoder(str(tmp_path / "nowhere"), fresh.encoder, fresh.tables)
