@@ -18,9 +18,9 @@ test-quick: setup
 setup:
 	@tools/setup
 
-# Style and types, as the tests check them.
+# Style and types alone; the tests check them too.
 check: setup
-	@$(VENV_PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
 
 # requirements.in -> requirements.txt, keeping every pin that still fits. Needs uv.
 lock:

@@ -64,10 +64,14 @@ def _rows():
         for t in np.sort(rng.integers(0, 500, rng.integers(0, 30)))
     ]
     users = [
-        {"user_id": f"u{user}", "city": maybe(["rome", "oslo"][user % 2]), "age": maybe(20.0 + user)}
-        | {"level": maybe(["tin", "gold"][user % 2])}
+        {
+            "user_id": f"u{user}",
+            "city": maybe(["rome", "oslo"][user % 2]),
+            "age": maybe(20.0 + user),
+            "level": maybe(["tin", "gold"][user % 2]),
+        }
         for user in range(NUM_USERS)
-    ]  # fmt: skip
+    ]
     return rows, users
 
 
