@@ -1,6 +1,7 @@
 """tools/find_python finds a 3.10 that works, and says what to do where there is none."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,14 @@ def test_an_unchanged_lock_is_not_installed_again(tmp_path):
     assert run() == 0
     (tmp_path / "requirements.txt").write_text("rich==15.0.1\n")
     assert run() == 1  # it went on to look for a Python
+
+
+def test_the_checks_run_with_the_environments_python():
+    dry = subprocess.run(
+        ["make", "--dry-run", "check"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    tools = re.findall(r"(\S*) -m (\w+)", dry.stdout)
+    assert tools == [(".venv/bin/python", name) for name in ("ruff", "ruff", "mypy")]
 
 
 def test_the_lock_is_complete_and_exact():
