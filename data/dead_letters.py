@@ -12,7 +12,8 @@ class DeadLetter:
 
     file: str
     row: int
-    """Line of a text file (its header is line 1), row of a Parquet file (from 1)."""
+    """Line of a text file (its header is line 1; a CSV's blank lines don't count), row of a
+    Parquet file (from 1)."""
     reason: str
     raw: str
     """The row's fields as read, comma-separated for a text table, else as JSON."""

@@ -390,15 +390,19 @@ def integers(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     try:
         return array.cast(pa.int64()), np.zeros(len(array), bool)
     except pa.ArrowInvalid:
-        readable = pc.match_substring_regex(array, _INTEGER).fill_null(True)
         digits = pc.replace_substring_regex(array, r"\.0*$", "")
+        fits = pc.or_(pc.less(pc.utf8_length(digits), 19), pc.less_equal(digits, _LARGEST))
+        readable = pc.and_(pc.match_substring_regex(array, _INTEGER), fits).fill_null(True)
         whole = pc.if_else(readable, digits, None).cast(pa.int64())
         return whole, ~readable.to_numpy(zero_copy_only=False)
 
 
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$|^[+-]?(?i:nan|inf|infinity)$"
-_INTEGER = r"^-?\d{1,18}(\.0*)?$"
+_NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?$|^-?(?i:nan|inf|infinity)$"
+"""What Arrow can cast, so a value fares the same whatever stands beside it."""
+_INTEGER = r"^(-?\d{1,18}|\d{19})(\.0*)?$"
 """`12.0` is how pandas writes an integer column that has missing values."""
+_LARGEST = str(2**63 - 1)
+"""Of 19 digits, the largest in order of text too."""
 
 
 def _plain(array: pa.Array) -> pa.Array:
@@ -466,6 +470,10 @@ _NULL = np.uint64(0xD1B54A32D192ED03)
 
 
 def _hash(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):
+        lengths = array.type.list_size * (1 - _is_null(array).astype(np.int32))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        array = pa.ListArray.from_arrays(offsets, array.drop_null().flatten())
     if _is_list(array.type) or pa.types.is_map(array.type):
         return _hash_lists(array)
     if pa.types.is_struct(array.type):

@@ -23,7 +23,7 @@ def open_stream(path: str) -> pa.NativeFile:
 
 
 def header(path: str) -> list[str]:
-    """Column names of a CSV file. Raises `SourceError` if it has none."""
+    """Column names of a CSV file. Raises `SourceError` if it has none, or one twice."""
     with open_stream(path) as stream:
         try:
             start = stream.read(1 << 20)
@@ -32,7 +32,11 @@ def header(path: str) -> list[str]:
     first = start.decode("utf-8-sig", errors="replace").splitlines()[:1]
     if not first:
         raise SourceError(f"{path}: empty file, without even a header")
-    return next(csv.reader(first))
+    names = next(csv.reader(first))
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SourceError(f"{path}: more than one column is named {', '.join(twice)}. Rename them")
+    return names
 
 
 def read_csv(path: str, separator: str = "|") -> Iterator[Chunk]:
@@ -66,7 +70,9 @@ def read_csv(path: str, separator: str = "|") -> Iterator[Chunk]:
             found, reported = letters[reported:], len(letters)
             yield _without_bad_text(Chunk(table, rows, True, separator, tuple(found)))
     if letters[reported:]:
-        yield Chunk(table.slice(0, 0), rows[:0], True, separator, tuple(letters[reported:]))
+        nothing = pa.table({name: pa.array([], pa.string()) for name in names})
+        no_rows = np.zeros(0, np.int64)
+        yield Chunk(nothing, no_rows, True, separator, tuple(letters[reported:]))
 
 
 def _skipping(start: int, count: int, skipped: list[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from data.dead_letters import DeadLetter
-from data.events import Chunk, Column
+from data.events import Chunk, Column, SourceError
 from data.sources import delimited
 
 
@@ -30,6 +30,9 @@ def read(path: str, columns: tuple[Column, ...]) -> Iterator[Chunk]:
     Args:
       path: the file.
       columns: what will be read of it: text that looks like a time stays text.
+
+    Raises:
+      SourceError: values of one column differ in a way that can't be told row by row.
     """
     text = [c.source for c in columns if c.reading in ("category", "string", "user")]
     first = 1
@@ -42,6 +45,11 @@ def read(path: str, columns: tuple[Column, ...]) -> Iterator[Chunk]:
             if table is None:
                 lines, numbers, letters = _take_out_bad(lines, numbers, path)
                 table = _parse(lines, text)
+            if table is None:
+                raise SourceError(
+                    f"{path}: between lines {numbers[0]} and {numbers[-1]}, the objects in some"
+                    " column hold values of different types. Write them with one type"
+                )
             yield Chunk(table, numbers, text=False, dead_letters=tuple(letters))
 
 
@@ -101,6 +109,8 @@ def _take_out_bad(
             row, reasons[i] = None, f"not JSON: {error}"
         if row is not None and not isinstance(row, dict):
             row, reasons[i] = None, "not a JSON object"
+        elif row is not None and _parse([line], []) is None:
+            row, reasons[i] = None, "a key twice, a number out of range or broken text"
         rows.append(row)
     kinds: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for row in rows:

@@ -97,6 +97,37 @@ def test_a_malformed_csv_row_is_a_dead_letter(folder, line, reason):
     assert letter.raw == line
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "read"),
+    [
+        ("item", "1234567890123456789", 1234567890123456789),  # 19 digits, as snowflake ids have
+        ("item", "9223372036854775807", 2**63 - 1),
+        ("time_ms", "12.0", 12),
+        ("price", "1e-0003", 0.001),
+    ],
+)
+def test_a_value_reads_the_same_beside_a_malformed_one(folder, column, value, read):
+    fields = dict(zip(EVENT_HEADER.split(","), GOOD.split(","), strict=True))
+    csv(folder, ",".join((fields | {column: value}).values()), *[GOOD.replace("1.5", "+1.5")] * 2,
+        GOOD.replace(",7,", ",seven,"), GOOD.replace("1000", "noon"))  # fmt: skip
+    table, letters = read_all(small_spec(), folder)
+    assert [letter.row for letter in letters] == [3, 4, 5, 6]
+    (name,) = (n for n in table.column_names if n.split(":")[0] == column)
+    assert table[name].to_pylist() == [pytest.approx(read)]
+
+
+def test_a_file_of_malformed_rows_only(folder):
+    csv(folder, "short", "shorter")
+    table, letters = read_all(small_spec(), folder)
+    assert table.num_rows == 0 and [letter.row for letter in letters] == [2, 3]
+
+
+def test_a_column_named_twice_is_an_error(folder):
+    csv(folder, GOOD + ",8", header=EVENT_HEADER + ",item")
+    with pytest.raises(SourceError, match=r"events\.csv: more than one column is named item"):
+        sources.find(small_spec(), str(folder))
+
+
 def test_rows_keep_their_line_numbers_past_malformed_ones(folder):
     lines = [GOOD if i % 3 else "short" for i in range(30)]
     csv(folder, *lines)
@@ -255,6 +286,27 @@ def test_jsonl_with_bad_lines(folder):
     ]
 
 
+@pytest.mark.parametrize("value", ['1, "price": 2', "1e999"])
+def test_jsonl_that_only_arrow_refuses(folder, value):
+    lines = [f'{{"user_id": "{user}", "time_ms": 1, "price": 1.5}}' for user in ("ann", "bo")]
+    lines.insert(1, f'{{"user_id": "cy", "time_ms": 1, "price": {value}}}')
+    keys = dict.fromkeys(EVENT_HEADER.split(","))
+    (folder / "events.jsonl").write_text("\n".join([json.dumps(keys), *lines]))
+    table, letters = read_all(small_spec(), folder)
+    assert table["user_id"].to_pylist() == ["ann", "bo"]
+    assert [(d.row, d.reason.split(",")[0]) for d in letters] == [
+        (3, "a key twice"),
+        (1, "user_id: no user id"),
+    ]
+
+
+def test_jsonl_objects_that_differ_inside_are_an_error(folder):
+    lines = ['{"user_id": "ann", "shop": {"x": 1}}', '{"user_id": "ann", "shop": {"x": "a"}}']
+    (folder / "events.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SourceError, match=r"events\.jsonl: between lines 1 and 2, .*one type"):
+        sources.find(small_spec(), str(folder))
+
+
 def test_duplicates_are_rows_equal_in_every_field(folder):
     header = EVENT_HEADER + ",unread"
     csv(folder, GOOD + ",1", GOOD + ",1", GOOD + ",2", header=header)
@@ -280,6 +332,8 @@ def test_identity_tells_lists_and_nulls_apart():
     found = hashes(lists, strings)
     assert found[0] == found[5]
     assert len(set(found.tolist())) >= len(lists) - 2  # [] and null may be the same
+    pairs = hashes([[1, 2], [2, 1], None, [1, 2]], pa.list_(pa.float32(), 2))
+    assert pairs[0] == pairs[3] and len(set(pairs.tolist())) == 3
     floats = hashes([0.0, 1.0, None, 1.0], pa.float64())
     assert floats[1] == floats[3] and len(set(floats.tolist())) == 3
 
