@@ -42,20 +42,19 @@ class Artifacts:
             for execution in sorted(executions, key=lambda execution: execution.id)
         }
 
-    def newest(self, node: str, output: str) -> mlmd_pb2.Artifact | None:
-        """What `node` made in this run, or found in the cache; None where the spec skips it.
+    def newest(self, node: str, output: str) -> mlmd_pb2.Artifact:
+        """What `node` made in this run, or found in the cache.
 
         Raises:
-          NoRunError: it has not finished.
+          NoRunError: it has not finished, or not even started.
         """
-        if node not in self._executions:
-            return None
-        execution = self._executions[node]
-        if _STATES.get(execution.last_known_state) not in ("done", "cached"):
+        execution = self._executions.get(node)
+        if execution is None or _STATES.get(execution.last_known_state) not in ("done", "cached"):
             raise NoRunError(f"{node} has not finished in this run; run it again")
         events = self._store.get_events_by_execution_ids([execution.id])
-        ids = [e.artifact_id for e in events if _is_output(e, output)]
-        return next(iter(self._store.get_artifacts_by_id(ids)), None)
+        (artifact_id,) = (e.artifact_id for e in events if _is_output(e, output))
+        (artifact,) = self._store.get_artifacts_by_id([artifact_id])
+        return artifact
 
     def node_times(self) -> list[NodeTime]:
         """The run's nodes in their order."""

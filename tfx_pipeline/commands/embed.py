@@ -37,6 +37,7 @@ def main(values: flags.FlagValues) -> int:
     model = pushed.version(layout, values.model, values.version)
     patterns = [values.examples] if values.examples else pushed.examples(layout)
     target = pathlib.Path(values.to).expanduser() if values.to else layout.embeddings
+    layout.prepare()
     with quiet.redirected(layout.log) as console:
         with NodeLines(console) as lines, tempfile.TemporaryDirectory() as folder:
             lines.start("Imports")

@@ -26,6 +26,7 @@ def main(values: flags.FlagValues) -> int:
     if not layout.spec.exists():
         raise flags.Error(f"--output={values.output}: no run here; `run --output` makes one")
     spec = parse_spec(json.loads(layout.spec.read_text()), str(layout.spec))
+    layout.prepare()
     with quiet.redirected(layout.log) as console:
         return conclude(spec, layout, console)
 
@@ -45,8 +46,9 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
     artifacts = Artifacts(layout.metadata)
     evaluation = load_metrics(artifacts.newest("Evaluator", "evaluation").uri)
     examples = artifacts.newest("SequenceExampleGen", "examples")
-    runs = [artifacts.newest(phase, "model_run") for phase in ("Pretrain", "Finetune")]
-    histories = [read_history(pathlib.Path(run.uri)) for run in runs if run]
+    phases = ["Pretrain", "Finetune"] if spec.training.pretrain.epochs else ["Finetune"]
+    runs = [artifacts.newest(phase, "model_run") for phase in phases]
+    histories = [read_history(pathlib.Path(run.uri)) for run in runs]
     write_report(
         layout.report,
         spec,
