@@ -130,9 +130,9 @@ class Task(_Strict):
     type: Literal["binary", "multiclass", "regression"] = "binary"
     label: str
     """Label column, of the event table (`per: impression`) or the user table (`per: user`)."""
-    positive: tuple[str, ...] | None = None
+    positive: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """binary: label values (as text) that count as 1; every other present value is 0."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], pydantic.Field(min_length=2)] | None = None
     """multiclass: the label's values, in the order of the logits."""
     exclude: tuple[Name, ...] = ()
     """Context channels that would give the label away (same fact under another name)."""
@@ -270,6 +270,12 @@ class Evaluation(_Strict):
     activity_edges: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (50, 150, 300)
     """Slices by the user's number of events (KEEP Table 7): [0, 50), [50, 150), …, 300+."""
 
+    @pydantic.model_validator(mode="after")
+    def _edges_rise(self) -> Evaluation:
+        if list(self.activity_edges) != sorted(set(self.activity_edges)):
+            raise ValueError(f"activity_edges {list(self.activity_edges)} don't rise")
+        return self
+
 
 class Spec(_Strict):
     name: Name
@@ -328,7 +334,8 @@ class Spec(_Strict):
     @pydantic.model_validator(mode="after")
     def _channels_are_consistent(self) -> Spec:
         seen: set[str] = set()
-        reserved = {"sequence_length"}
+        reserved = {"sequence_length", "sequence_mask"}
+        reserved |= {c.count_feature for c in self.channels if getattr(c, "multi_valued", False)}
         for channel in self.channels:
             if channel.feature in seen or channel.feature in reserved:
                 raise ValueError(
@@ -392,6 +399,8 @@ class Spec(_Strict):
         for name, count in collections.Counter(names).items():
             if count > 1:
                 raise ValueError(f"tasks: {name!r} is declared twice")
+        if "user_id" in names:
+            raise ValueError("tasks: 'user_id' is a reserved name")
         context = {c.name for c in self.scope("context")}
         for task in self.tasks:
             if (task.type == "multiclass") != (task.classes is not None):

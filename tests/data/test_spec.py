@@ -1,0 +1,158 @@
+"""The spec: what it refuses and in which words, what it derives, and that it survives JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from data import spec as spec_lib
+from data.simulator import simulator_spec
+from data.spec import SpecError, load_spec, parse_spec
+
+BUNDLED = sorted(p.stem for p in pathlib.Path(spec_lib.__file__).parent.glob("specs/*.yaml"))
+
+
+def _changed(**changes) -> dict:
+    return copy.deepcopy(simulator_spec()) | changes
+
+
+def _with_channel(**channel) -> dict:
+    raw = _changed()
+    raw["channels"].append(channel)
+    return raw
+
+
+def _with_task(**changes) -> dict:
+    raw = _changed()
+    raw["tasks"][0] |= changes
+    return raw
+
+
+TAGS = {"name": "tags", "scope": "sequence", "kind": "category", "multi_valued": True}
+LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (_changed(chanels=[]), "chanels: unknown key"),
+        (_changed(sequence={"max_length": 0}), "sequence.max_length: .* (got 0)"),
+        (_changed(sequence={"max_length": 64, "window": 64}), "window must be larger than max_le"),
+        (_changed(tasks=[]), "tasks: at least one is needed"),
+        (_changed(split={"by": "time"}), "split: 'by: time' needs 'at'"),
+        (_changed(split={"history": "frozen"}), "'history: frozen' goes with 'by: time'"),
+        (_changed(model={"hidden_dim": 10, "num_heads": 4}), "hidden_dim 10 is not a multiple"),
+        (_changed(evaluation={"activity_edges": [80, 30]}), "activity_edges [80, 30] don't rise"),
+        (_changed(evaluation={"activity_edges": [30, 30]}), "activity_edges [30, 30] don't rise"),
+        (_with_channel(name="x", scope="sequence", kind="text"), "channels.28: Input tag 'text'"),
+        (_with_channel(name="X", scope="sequence", kind="dense"), "channels.28.dense.name: String"),
+        (_with_channel(**simulator_spec()["channels"][1]), "'product' is declared twice"),
+        (_with_channel(name="length", scope="sequence", kind="dense"), "'length' is a reserved na"),
+        (_with_channel(name="mask", scope="sequence", kind="dense"), "'mask' is a reserved name"),
+        (_with_channel(name="x", scope="sequence", kind="id"), "id table 'x' needs 'rows'"),
+        (
+            _with_channel(**LIKED, table="click", column="click_label"),
+            "candidate channel 'liked' reads 'click_label', an outcome or a task's label",
+        ),
+        (_with_channel(**LIKED, column="click"), "candidate channel 'liked' reads 'click', an out"),
+        (_with_channel(**LIKED, mask_prediction=True), "only sequence channels take mask_predict"),
+        (
+            _with_channel(name="x", scope="sequence", kind="dense", column="click_oracle"),
+            "'x' reads an oracle column",
+        ),
+        (
+            _with_channel(name="x", scope="context", kind="dense", column="$interval"),
+            "$interval is a dense sequence or candidate column",
+        ),
+        (
+            _with_channel(name="x", scope="candidate", kind="category", table="category", dim=5),
+            "table 'category' is shared with different dim: sequence category=16, candidate x=5",
+        ),
+        (
+            _with_channel(name="x", scope="candidate", kind="category", table="product"),
+            "table 'product' is shared with different kind",
+        ),
+        (_with_task(name="user_id"), "tasks: 'user_id' is a reserved name"),
+        (_with_task(name="conversion"), "tasks: 'conversion' is declared twice"),
+        (_with_task(type="multiclass"), "'classes' goes with type multiclass"),
+        (_with_task(type="multiclass", classes=["a"]), "tasks.0.classes: Tuple should have at le"),
+        (_with_task(positive=[]), "tasks.0.positive: Tuple should have at least 1 item"),
+        (_with_task(type="regression", positive=["1"]), "'positive' goes with type binary"),
+        (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
+        (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
+    ],
+)
+def test_a_bad_key_is_named(raw, said):
+    with pytest.raises(SpecError) as error:
+        parse_spec(raw, "shop.yaml")
+    first, *reasons = str(error.value).splitlines()
+    assert first == "shop.yaml: not a valid spec:"
+    start, *end = said.split(".* ")
+    assert len(reasons) == 1 and start in reasons[0] and all(part in reasons[0] for part in end)
+
+
+def test_every_bad_key_is_named_at_once():
+    with pytest.raises(SpecError) as error:
+        parse_spec(_changed(chanels=[], sequence={"max_length": 0}))
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_multi_valued_channels_count_is_no_other_channels_name():
+    raw = _with_channel(**TAGS)
+    parse_spec(raw)
+    raw["channels"].append({"name": "tags_count", "scope": "sequence", "kind": "dense"})
+    with pytest.raises(SpecError, match="'tags_count' is a reserved name"):
+        parse_spec(raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a valid spec:"),
+        (b"- a", "not a valid spec:"),
+        (b"a: [b", "not YAML:"),
+        (b"name: caf\xe9", "can't be read:"),
+    ],
+)
+def test_a_file_that_is_no_spec(tmp_path, content, said):
+    path = tmp_path / "shop.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as error:
+        load_spec(path)
+    assert str(error.value).startswith(f"{path}: {said}")
+
+
+def test_a_missing_spec_names_those_there_are():
+    with pytest.raises(SpecError, match="nope: no such spec.*" + ", ".join(BUNDLED)):
+        load_spec("nope")
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(
+    st.sampled_from(["name", "source", "channels", "tasks", "kind", "x"]), x)))  # fmt: skip
+def test_whatever_it_is_given_it_says_what_is_wrong(raw):
+    with pytest.raises(SpecError):
+        parse_spec(raw)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_spec_survives_json(name):
+    """Nodes get it as JSON, and a run keeps it without its defaults."""
+    spec = load_spec(name)
+    assert parse_spec(json.loads(spec.model_dump_json())) == spec
+    kept = parse_spec(json.loads(spec.model_dump_json(exclude_unset=True)))
+    assert kept == spec and kept.fingerprint() == spec.fingerprint()
+
+
+def test_a_column_that_is_a_tasks_label_is_never_its_input():
+    spec = load_spec("kuairand_pure")
+    video_author = {c.name for c in spec.context_for(spec.task("video_author"))}
+    assert not video_author & {"is_video_author", "fans_range"}
+    assert "active_degree" in video_author
+    shared = {c.name for c in spec.encoder_context}
+    assert not shared & {"is_video_author", "fans_range", "active_degree"}
+    assert "register_days" in shared
