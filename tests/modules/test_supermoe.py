@@ -133,6 +133,11 @@ def test_no_labels_at_all_gives_a_finite_loss(spec, model):
 
 def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     """click = history and candidate are of one kind (items of one parity): needs both sides."""
+    spec = make_spec(
+        sequence=spec.sequence.model_dump(),
+        tasks=[{"name": "click", "label": "clicked"}],
+        model=spec.model.model_dump() | {"dropout": 0.0},
+    )
     keras.utils.set_random_seed(2)
     rng = np.random.default_rng(3)
     features = random_instances(spec, [6] * 256, [4] * 256)
@@ -153,10 +158,10 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     model = SuperMoE(spec, ROWS)
     model(batch)
     phase = spec.training.finetune.model_copy(
-        update={"epochs": 150, "learning_rate": 1e-2, "table_learning_rate": 0.3}
+        update={"epochs": 90, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
     dataset = tf.data.Dataset.from_tensors(batch)
     history = History(str(tmp_path), "finetune")
     fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, history, "fine-tune")
     logits = model.serve(batch)["click"].numpy()
-    assert ((logits > 0) == (label > 0.5)).mean() > 0.9
+    assert ((logits > 0) == (label > 0.5)).mean() > 0.95
