@@ -141,6 +141,9 @@ class Model:
 
 
 def _fingerprint(path: pathlib.Path) -> frozenset:
-    """Changes when any file below does."""
-    stats = ((file, file.stat()) for file in path.rglob("*") if file.is_file())
+    """Changes when any file below does; empty while they are being replaced."""
+    try:
+        stats = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
+    except FileNotFoundError:  # Gone between being listed and being looked at.
+        return frozenset()
     return frozenset((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)

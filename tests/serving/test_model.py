@@ -1,0 +1,30 @@
+"""Finding versions while somebody else writes them."""
+
+import pathlib
+
+from serving.server import model
+
+
+def test_files_replaced_while_a_failed_version_is_looked_at_dont_stop_the_watching(
+    tmp_path, monkeypatch
+):
+    version = tmp_path / "1"
+    version.mkdir()
+    (version / model.GRAPH_FILE).write_bytes(b"not a model")
+    served = model.Model("m", str(tmp_path))
+    served.poll()
+    (failed,) = served.versions()
+    assert failed.error
+
+    is_file = pathlib.Path.is_file
+
+    def gone_once_seen(path):
+        found = is_file(path)
+        if path.name == "being.written":
+            path.unlink(missing_ok=True)
+        return found
+
+    (version / "being.written").touch()
+    monkeypatch.setattr(pathlib.Path, "is_file", gone_once_seen)
+    served.poll()  # Tried again: the files aren't those that failed.
+    assert served.versions()[0] is not failed and served.versions()[0].error
