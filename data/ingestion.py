@@ -211,7 +211,7 @@ def ingest(
     with FileSystems.open(path) as file:
         written = json.load(file)
     tally = Tally(collections.Counter(written["counts"]), tuple(written["errors"]))
-    check(tally, spec)
+    check(tally, spec, letters)
     summary = summarize(tally, spec)
     with FileSystems.create(path) as file:
         file.write(json.dumps(summary, indent=1).encode())
@@ -243,8 +243,11 @@ def summarize(tally: Tally, spec: Spec) -> dict:
     return summary
 
 
-def check(tally: Tally, spec: Spec) -> None:
-    """Raises `SourceError` for unusable input, `IngestionError` for too little usable."""
+def check(tally: Tally, spec: Spec, dead_letters: str) -> None:
+    """Raises `SourceError` for unusable input, `IngestionError` for too little usable.
+
+    Both say where to look: `dead_letters` is the file of malformed rows.
+    """
     if tally.errors:
         errors = sorted(set(tally.errors))
         more = f"\n… and {len(errors) - 10} more" if len(errors) > 10 else ""
@@ -256,10 +259,13 @@ def check(tally: Tally, spec: Spec) -> None:
     if rows and dead / rows > limit:
         raise IngestionError(
             f"{dead} of {rows} rows are malformed, over source.max_dead_letter_fraction"
-            f" {limit}: see {DEAD_LETTERS}"
+            f" {limit}: see {dead_letters}"
         )
     if not counts["events"]:
-        raise IngestionError("no events in the input: source.path has only empty files")
+        raise IngestionError(
+            "no events in the input: source.path has only empty files"
+            + (f" or malformed rows: see {dead_letters}" if dead else "")
+        )
     for split in SPLITS:
         if not counts[f"all_targets.{split}"]:
             raise IngestionError(f"split {split!r} is empty: {_split_advice(spec, split)}")

@@ -137,7 +137,8 @@ def test_too_many_dead_letters_fail_the_run(tmp_path):
     data = write_data(tmp_path / "data")
     bad = raw_table([{"user_id": None}] * 100, EVENT_TYPES)
     pyarrow.parquet.write_table(bad, data / "events-bad.parquet")
-    with pytest.raises(IngestionError, match=r"100 of 620 rows.*max_dead_letter_fraction 0\.01"):
+    said = r"100 of 620 rows.*max_dead_letter_fraction 0\.01: see .*/out/dead/ingestion\.jsonl"
+    with pytest.raises(IngestionError, match=said):
         ingest(small_spec(), data, tmp_path / "out")
     assert len(dead_letters(tmp_path / "out")) == 100
 

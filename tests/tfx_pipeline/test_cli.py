@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from data.simulator import simulator_spec
+from tests.data.small import small_spec
 from tests.repo.source_tree import ROOT
 from tfx_pipeline.__main__ import COMMANDS
 
@@ -102,6 +103,34 @@ def test_a_wrong_call_is_one_line(tmp_path, arguments, said):
     assert message.startswith("error: ") and said in message
     assert "heavy: []" in asked.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "source.users: no files match"),
+        ({"users.parquet": b"PAR1"}, "users.parquet: can't be read: "),
+        (
+            {"users.csv": b"user_id,city\n", "events.csv": b"user_id,time_ms\n"},
+            "users.csv: missing column 'age' (context channel 'age'); 'level' (label of task",
+        ),
+        ({"users.csv": b""}, "users.csv: empty file, without even a header"),
+        ({"users.csv.gz": b"\x1f\x8b\x08"}, "users.csv.gz: can't be read to its end: "),
+    ],
+)
+def test_unusable_files_are_one_line_at_once(tmp_path, files, said):
+    """Before TFX is imported, and before anything is written."""
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(small_spec().model_dump(mode="json")))
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, content in {"events.csv": b"user_id\n", **files}.items():
+        (data / name).write_bytes(content)
+    asked = _run("run", f"--spec={tmp_path}/spec.yaml", f"--data={data}", f"--output={tmp_path}/o")
+    assert asked.returncode == 2
+    (message,) = asked.stderr.strip().splitlines()
+    assert message.startswith("error: ") and said in message
+    assert "heavy: []" in asked.stdout
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):

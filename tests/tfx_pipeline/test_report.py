@@ -13,7 +13,7 @@ import rich.console
 
 from modules.metrics.results import BASELINE, CANDIDATE, OVERALL, Curves, Evaluation, Failure
 from tests.metrics.instances import small_spec
-from tfx_pipeline.report.console import metrics_table
+from tfx_pipeline.report.console import ingestion_line, metrics_table
 from tfx_pipeline.report.history import read_history
 from tfx_pipeline.report.page import NodeTime, write_report
 
@@ -140,6 +140,13 @@ def test_a_damaged_history_names_the_line(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"phase": "x", "step": 1}\n{"phase": "x", "st')
     with pytest.raises(ValueError, match="history.jsonl, line 2: not a history record"):
         read_history(tmp_path)
+
+
+def test_what_was_read():
+    summary = {"events": 1234, "users": 56, "duplicates": {"events": 7, "users": 0}}
+    assert ingestion_line(summary | {"dead_letters": 8}) == (
+        "1,234 events of 56 users; 7 duplicate events dropped, 8 malformed rows set aside"
+    )
 
 
 def test_table():

@@ -39,13 +39,14 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
     """
     from modules.metrics.results import load_metrics
     from tfx_pipeline.artifacts import Artifacts
-    from tfx_pipeline.report.console import metrics_table
+    from tfx_pipeline.report.console import ingestion_line, metrics_table
     from tfx_pipeline.report.history import read_history
     from tfx_pipeline.report.page import write_report
 
     artifacts = Artifacts(layout.metadata)
     evaluation = load_metrics(artifacts.newest("Evaluator", "evaluation").uri)
     examples = artifacts.newest("SequenceExampleGen", "examples")
+    ingestion = json.loads(examples.custom_properties["summary"].string_value)
     phases = ["Pretrain", "Finetune"] if spec.training.pretrain.epochs else ["Finetune"]
     runs = [artifacts.newest(phase, "model_run") for phase in phases]
     histories = [read_history(pathlib.Path(run.uri)) for run in runs]
@@ -53,10 +54,13 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
         layout.report,
         spec,
         evaluation,
-        ingestion=json.loads(examples.custom_properties["summary"].string_value),
+        ingestion=ingestion,
         nodes=artifacts.node_times(),
         histories=[history for history in histories if history],
     )
+    console.print(ingestion_line(ingestion))
+    if ingestion["dead_letters"]:
+        console.print(f"Malformed: {shown(layout.dead_letters)}")
     console.print(metrics_table(evaluation, spec))
     console.print(f"Report:    {shown(layout.report)}")
     if not evaluation.blessed:

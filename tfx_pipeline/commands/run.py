@@ -38,6 +38,8 @@ def main(values: flags.FlagValues) -> int:
         raise flags.Error(f"--data: give the folder that the events of {values.spec} are in")
     if values.data and not pathlib.Path(values.data).is_dir():
         raise flags.Error(f"--data={values.data}: no such folder")
+    if values.data:
+        _check_input(spec, values.data)
     layout = output_of(values.output or f"runs/{spec.name}")
     layout.prepare()
     layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
@@ -47,6 +49,17 @@ def main(values: flags.FlagValues) -> int:
             data_root = values.data or _simulate(values, layout, lines)
             _run_pipeline(spec, os.path.abspath(data_root), layout, lines)
         return report.conclude(spec, layout, console)
+
+
+def _check_input(spec: Spec, data_root: str) -> None:
+    """A missing file or column is told at once, not after TFX's imports."""
+    from data import sources
+    from data.events import SourceError
+
+    try:
+        sources.find(spec, data_root)
+    except SourceError as error:
+        raise flags.Error(str(error)) from None
 
 
 def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str:

@@ -4,5 +4,5 @@
 - `history.py`: the training curves a Trainer wrote.
 - `plots.py`: every figure, as inline SVG.
 - `page.py`, `report.html.jinja`, `style.css`: the page. Nothing in it is fetched from anywhere.
-- `console.py`: the table.
+- `console.py`: the table, and what was read.
 """

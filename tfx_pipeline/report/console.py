@@ -1,6 +1,9 @@
-"""The table of metrics that ends a run on the command line."""
+"""What ends a run on the command line: what was read, and the table of metrics."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import rich.box
 import rich.table
@@ -9,6 +12,15 @@ import rich.text
 from data.spec import Spec
 from modules.metrics.results import Evaluation
 from tfx_pipeline.report.summary import columns_of, number, others_text, summarize
+
+
+def ingestion_line(summary: Mapping[str, Any]) -> str:
+    """What was read and what was left out, of the summary in `ingestion.json`."""
+    return (
+        f"{summary['events']:,} events of {summary['users']:,} users;"
+        f" {summary['duplicates']['events']:,} duplicate events dropped,"
+        f" {summary['dead_letters']:,} malformed rows set aside"
+    )
 
 
 def metrics_table(evaluation: Evaluation, spec: Spec) -> rich.table.Table:
