@@ -204,7 +204,7 @@ def conform(
     arrays[ORDER] = pa.array((np.int64(file.number) << 40) + chunk.rows)
     times = [arrays[c.name] for c in columns if c.reading == "time"]
     arrays[IDENTITY] = pa.array(
-        row_identity(chunk.table), mask=_is_null(times[0]) if times else None, type=pa.uint64()
+        row_identity(chunk.table), mask=is_null(times[0]) if times else None, type=pa.uint64()
     )
 
     table = pa.table(arrays)
@@ -221,7 +221,7 @@ def conform(
 def drop_duplicates(table: pa.Table) -> tuple[pa.Table, int]:
     """Keeps the first of rows that are equal in all their fields. Returns also how many went."""
     identity = single_array(table[IDENTITY])
-    compared = ~_is_null(identity)
+    compared = ~is_null(identity)
     keys = identity.fill_null(0).to_numpy()
     order = np.lexsort((table[ORDER].to_numpy(), keys, ~compared))
     repeated = np.zeros(table.num_rows, bool)
@@ -255,7 +255,7 @@ def _cast_lists(array: pa.Array, column: Column, chunk: Chunk) -> tuple[pa.Array
     lengths = pc.list_value_length(array).fill_null(0).to_numpy()
     row = np.repeat(np.arange(len(array)), lengths)
     values, problems = _CASTS[column.reading](_plain(array.flatten()), column, chunk.text)
-    present = ~_is_null(values)
+    present = ~is_null(values)
     counts = np.bincount(row[present], minlength=len(array))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     lists = pa.ListArray.from_arrays(offsets, values.filter(pa.array(present)))
@@ -298,7 +298,7 @@ def _time(array: pa.Array, column: Column, text: bool) -> tuple[pa.Array, Proble
 
 def _user(array: pa.Array, column: Column, text: bool) -> tuple[pa.Array, Problems]:
     ids = _as_text(array)
-    absent = _is_null(ids) | pc.equal(ids, "").fill_null(False).to_numpy(zero_copy_only=False)
+    absent = is_null(ids) | pc.equal(ids, "").fill_null(False).to_numpy(zero_copy_only=False)
     return ids, [(absent, f"{column.source}: no user id")]
 
 
@@ -331,7 +331,7 @@ def _text_label(array: pa.Array, column: Column, task: Task) -> tuple[pa.Array, 
         positive = pc.is_in(array, value_set=pa.array(task.positive))
         return pc.if_else(pc.is_null(array), None, positive.cast(pa.float32())), []
     index = pc.index_in(array, value_set=pa.array(task.classes))
-    wrong = _is_null(index) & ~_is_null(array)
+    wrong = is_null(index) & ~is_null(array)
     reason = f"{column.source}: label of task {task.name!r} is none of its classes"
     return index.cast(pa.float32()), [(wrong, reason)]
 
@@ -354,7 +354,7 @@ def _finite(array: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
     numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
         narrow = numbers.astype(np.float32)
-    return pa.array(narrow, mask=_is_null(values)), [
+    return pa.array(narrow, mask=is_null(values)), [
         (unreadable, f"{column.source}: not a number"),
         (~np.isfinite(narrow) & ~unreadable, f"{column.source}: not a finite number"),
     ]
@@ -436,11 +436,13 @@ def _is_list(type_: pa.DataType) -> bool:
     return pa.types.is_list(type_) or pa.types.is_large_list(type_)
 
 
-def _is_null(array: pa.Array) -> np.ndarray:
+def is_null(array: pa.Array) -> np.ndarray:
+    """bool [n]."""
     return array.is_null().to_numpy(zero_copy_only=False)
 
 
 def single_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -471,7 +473,7 @@ _NULL = np.uint64(0xD1B54A32D192ED03)
 
 def _hash(array: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_list(array.type):
-        lengths = array.type.list_size * (1 - _is_null(array).astype(np.int32))
+        lengths = array.type.list_size * (1 - is_null(array).astype(np.int32))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         array = pa.ListArray.from_arrays(offsets, array.drop_null().flatten())
     if _is_list(array.type) or pa.types.is_map(array.type):

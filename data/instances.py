@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.events import ORDER, channel_column, single_array
+from data.events import ORDER, channel_column, is_null, single_array
 from data.spec import INTERVAL, Channel, DenseChannel, Spec, Task
 
 TRAIN, EVAL = 0, 1
@@ -122,7 +122,7 @@ class _Timeline:
 
         user = pc.index_in(event_users, value_set=user_ids).to_numpy().astype(np.int64)
         times = single_array(events[spec.time])
-        timed = ~_is_null(times)
+        timed = ~is_null(times)
         time = times.fill_null(0).to_numpy()
         order = np.lexsort((events[ORDER].to_numpy(), time, timed, user))
         return cls(
@@ -298,7 +298,7 @@ def _impressions(timeline: _Timeline, spec: Spec) -> tuple[np.ndarray, np.ndarra
     everywhere = np.arange(len(timeline.time))
     labelled = np.zeros(len(everywhere), bool)
     for task in (t for t in spec.tasks if t.per == "impression"):
-        labelled |= ~_is_null(timeline.column(task.label_feature, everywhere))
+        labelled |= ~is_null(timeline.column(task.label_feature, everywhere))
     event = np.flatnonzero(labelled)
     if spec.split.by == "user":
         return event, timeline.held_out[timeline.user[event]]
@@ -314,7 +314,7 @@ def _profiled_users(timeline: _Timeline, users: pa.Table, spec: Spec) -> np.ndar
 def _labelled_users(users: pa.Table, spec: Spec) -> np.ndarray:
     labelled = np.zeros(users.num_rows, bool)
     for task in (t for t in spec.tasks if t.per == "user"):
-        labelled |= ~_is_null(single_array(users[task.label_feature]))
+        labelled |= ~is_null(single_array(users[task.label_feature]))
     return labelled
 
 
@@ -359,7 +359,3 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """[start, start + length) of each, one after the other."""
     before = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-
-
-def _is_null(array: pa.Array) -> np.ndarray:
-    return array.is_null().to_numpy(zero_copy_only=False)

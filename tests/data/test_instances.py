@@ -67,10 +67,11 @@ def test_equal_to_the_slow_reference(rows, users, by_time):
 
 
 @settings(max_examples=100, deadline=None)
-@given(_EVENTS, st.integers(0, 9), st.booleans(), st.booleans())
-def test_an_event_at_or_after_a_target_changes_nothing_it_sees(rows, time, by_time, first):
+@given(_EVENTS, st.integers(0, 9), st.sampled_from(["user", "time", "frozen"]), st.booleans())
+def test_an_event_at_or_after_a_target_changes_nothing_it_sees(rows, time, split, first):
     """Leakage: an event that tells the label is planted at `time`, first or last of its tie."""
-    spec = small_spec(split=BY_TIME) if by_time else small_spec()
+    splits = {"user": {"by": "user"}, "time": BY_TIME, "frozen": BY_TIME | {"history": "frozen"}}
+    spec = small_spec(split=splits[split])
     rows = [row | {"user_id": "ann"} for row in rows]
     planted = {"user_id": "ann", "time_ms": time, "item": PLANTED, "shop": "leak",
                "place": "leak", "tags": ["leak"], "price": 1e9, "click": "1"}  # fmt: skip
