@@ -1,0 +1,1 @@
+"""Whether the input graph keeps up with the model."""
