@@ -24,8 +24,9 @@ from apache_beam.io.filesystems import FileSystems
 from tfx_bsl.coders import example_coder
 
 from data import events, instances, sources
+from data.casting import single_array
+from data.columns import ORDER, Column, File, SourceError, event_columns, user_columns
 from data.dead_letters import DeadLetter
-from data.events import ORDER, File, SourceError
 from data.spec import Spec, load_spec, parse_spec
 
 SHARD_BYTES = 32 << 20
@@ -109,7 +110,7 @@ class _Read(beam.DoFn):
     def process(self, file: File) -> Iterator:
         spec = self._spec
         role = "users" if file.role == "users" else "events"
-        columns = events.user_columns(spec) if role == "users" else events.event_columns(spec)
+        columns = user_columns(spec) if role == "users" else event_columns(spec)
         try:
             for chunk in sources.read(file, spec):
                 table, letters = events.conform(chunk, file, columns)
@@ -140,8 +141,8 @@ class _Build(beam.DoFn):
         for role, piece in shard[1]:
             pieces[role].append(piece)
         try:
-            event_table = _concatenate(pieces["events"], events.event_columns(self._spec))
-            user_table = _concatenate(pieces["users"], events.user_columns(self._spec))
+            event_table = _concatenate(pieces["events"], event_columns(self._spec))
+            user_table = _concatenate(pieces["users"], user_columns(self._spec))
         except SourceError as error:
             tally = Tally(collections.Counter(), (str(error),))
             yield beam.pvalue.TaggedOutput("tally", tally)
@@ -290,7 +291,7 @@ def _by_shard(table: pa.Table, user: str, num_shards: int) -> Iterator[tuple[int
     if num_shards == 1 or not table.num_rows:
         yield 0, table
         return
-    ids = events.single_array(table[user]).dictionary_encode()
+    ids = single_array(table[user]).dictionary_encode()
     of_user = (instances.user_hash(ids.dictionary) % np.uint64(num_shards)).astype(np.int64)
     shards = of_user[ids.indices.to_numpy()]
     order = np.argsort(shards, kind="stable")
@@ -300,7 +301,7 @@ def _by_shard(table: pa.Table, user: str, num_shards: int) -> Iterator[tuple[int
         yield int(shard), table.take(pa.array(rows))
 
 
-def _concatenate(pieces: list[pa.Table], columns: tuple[events.Column, ...]) -> pa.Table:
+def _concatenate(pieces: list[pa.Table], columns: tuple[Column, ...]) -> pa.Table:
     """One table of a shard's pieces. Raises `SourceError` if a column's type varies."""
     if not pieces:
         return events.empty_table(columns)
@@ -319,7 +320,7 @@ def _first_rows(
 ) -> tuple[pa.Table, list[DeadLetter]]:
     """One row a user: the first. Others, which contradict it, are dead letters."""
     order = np.argsort(users[ORDER].to_numpy())
-    ids = events.single_array(users[user]).take(pa.array(order))
+    ids = single_array(users[user]).take(pa.array(order))
     codes = ids.dictionary_encode().indices.to_numpy()
     first = np.zeros(len(codes), bool)
     first[np.unique(codes, return_index=True)[1]] = True

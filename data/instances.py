@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.events import ORDER, channel_column, is_null, single_array
+from data.casting import is_null, single_array
+from data.columns import ORDER, channel_column
 from data.spec import INTERVAL, Channel, DenseChannel, Spec, Task
 
 TRAIN, EVAL = 0, 1

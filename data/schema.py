@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from data.events import id_dtype
+from data.columns import id_dtype
 from data.spec import CategoryChannel, Channel, DenseChannel, Spec
 
 TRAINING, SERVING = "TRAINING", "SERVING"

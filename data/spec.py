@@ -118,7 +118,9 @@ class Thresholds(_Strict):
     """Blessing: absolute floors, and how much worse than the last blessed model is a loss."""
 
     min_auc: Fraction | None = None
+    """Of binary tasks only."""
     min_gauc: Fraction | None = None
+    """Of binary tasks per impression only."""
     max_loss_vs_blessed: Annotated[float, pydantic.Field(ge=0.0)] = 0.005
 
 
@@ -407,6 +409,14 @@ class Spec(_Strict):
                 raise ValueError(f"tasks: {task.name!r}: 'classes' goes with type multiclass")
             if task.positive is not None and task.type != "binary":
                 raise ValueError(f"tasks: {task.name!r}: 'positive' goes with type binary")
+            for key in ("min_auc", "min_gauc"):
+                if getattr(task.thresholds, key) is not None and task.type != "binary":
+                    raise ValueError(f"tasks: {task.name!r}: '{key}' goes with type binary")
+            if task.thresholds.min_gauc is not None and task.per == "user":
+                raise ValueError(
+                    f"tasks: {task.name!r}: 'min_gauc' goes with tasks per impression: a user"
+                    " has one label of a task per user, which leaves nothing to rank"
+                )
             unknown = set(task.exclude) - context
             if unknown:
                 raise ValueError(

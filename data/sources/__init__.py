@@ -8,7 +8,7 @@ A source module has two functions, called by format name through this registry:
   Raises `SourceError` for a file that can't be read to its end.
 
 Casting, checks of values, labels and dead letters are the same for all formats:
-`data/events.py`.
+`data/events.py`. What a source hands over is in `data/columns.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from data.events import Chunk, File, SourceError
+from data.columns import Chunk, File, SourceError
 from data.sources import kuairand, movielens, tabular
 from data.spec import Spec
 

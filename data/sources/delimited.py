@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from data.casting import single_array
+from data.columns import Chunk, SourceError
 from data.dead_letters import DeadLetter
-from data.events import Chunk, SourceError, single_array
 
 BLOCK_BYTES = 32 << 20
 

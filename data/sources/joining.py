@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.events import single_array
+from data.casting import single_array
 
 
 def left_join(table: pa.Table, side: pa.Table, key: str) -> pa.Table:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from data.columns import Chunk, Column, SourceError
 from data.dead_letters import DeadLetter
-from data.events import Chunk, Column, SourceError
 from data.sources import delimited
 
 

@@ -21,8 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from data import events
-from data.events import TARGET, Chunk, File, SourceError
+from data.casting import integers, single_array
+from data.columns import (
+    TARGET,
+    Chunk,
+    File,
+    SourceError,
+    event_columns,
+    require_columns,
+    user_columns,
+)
 from data.sources import delimited
 from data.sources.joining import left_join
 from data.spec import Spec
@@ -49,8 +57,8 @@ def find(spec: Spec, data_root: str) -> tuple[File, ...]:
     for log in logs:
         present = [*delimited.header(log), *video_columns]
         derived = [name for name, source in DERIVED.items() if source in present]
-        events.require_columns(log, [*present, *derived], events.event_columns(spec))
-    events.require_columns(users[0], delimited.header(users[0]), events.user_columns(spec))
+        require_columns(log, [*present, *derived], event_columns(spec))
+    require_columns(users[0], delimited.header(users[0]), user_columns(spec))
 
     files = [File(users[0], "users", 0)]
     if (folder / HISTORY).exists():
@@ -81,7 +89,7 @@ def _derive(table: pa.Table) -> tuple[pa.Table, list[tuple[np.ndarray, str]]]:
     numbers, problems = {}, []
     for name in ("hourmin", "play_time_ms", "duration_ms"):
         if name in table.column_names:
-            numbers[name], unreadable = events.integers(events.single_array(table[name]))
+            numbers[name], unreadable = integers(single_array(table[name]))
             problems.append((unreadable, f"{name}: not an integer"))
     if "hourmin" in numbers:
         hour = pc.divide(numbers["hourmin"], 100).cast(pa.string())

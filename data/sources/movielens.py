@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from data import events
+from data.casting import integers, single_array
+from data.columns import Chunk, File, SourceError, event_columns, require_columns, user_columns
 from data.dead_letters import DeadLetter
-from data.events import Chunk, File, SourceError
 from data.sources import delimited
 from data.sources.joining import left_join
 from data.spec import Spec
@@ -40,8 +40,8 @@ def find(spec: Spec, data_root: str) -> tuple[File, ...]:
     for path in (ratings, users, movies):
         if not os.path.exists(path):
             raise SourceError(f"{path}: no such file: is {folder} MovieLens-1M's folder?")
-    events.require_columns(ratings, [*RATINGS, *MOVIES, *DERIVED], events.event_columns(spec))
-    events.require_columns(users, list(USERS), events.user_columns(spec))
+    require_columns(ratings, [*RATINGS, *MOVIES, *DERIVED], event_columns(spec))
+    require_columns(users, list(USERS), user_columns(spec))
     return File(users, "users", 0), File(ratings, "events", 1, (movies,))
 
 
@@ -57,8 +57,8 @@ def read(file: File, spec: Spec) -> Iterator[Chunk]:
 
 
 def _derive(table: pa.Table) -> tuple[pa.Table, list[tuple[np.ndarray, str]]]:
-    seconds, no_time = events.integers(events.single_array(table["timestamp"]))
-    rating, no_rating = events.integers(events.single_array(table["rating"]))
+    seconds, no_time = integers(single_array(table["timestamp"]))
+    rating, no_rating = integers(single_array(table["rating"]))
     stars = rating.fill_null(1).to_numpy()
     like = pc.greater_equal(rating, 4).cast(pa.int8()).cast(pa.string())
     table = table.append_column("time_ms", pc.multiply(seconds, 1000)).append_column("like", like)

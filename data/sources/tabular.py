@@ -15,8 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from data import events
-from data.events import Chunk, Column, File, SourceError
+from data.columns import (
+    Chunk,
+    Column,
+    File,
+    SourceError,
+    event_columns,
+    require_columns,
+    user_columns,
+)
 from data.sources import delimited, json_lines
 from data.spec import Spec
 
@@ -26,9 +33,9 @@ BATCH_ROWS = 1 << 18
 def find(spec: Spec, data_root: str) -> tuple[File, ...]:
     """The globs' files, by name. Raises `SourceError` for none, or a missing column."""
     source = spec.source
-    user_columns = events.user_columns(spec)
-    if not source.users and len(user_columns) > 1:
-        uses = ", ".join(column.use for column in user_columns[1:])
+    needed = user_columns(spec)
+    if not source.users and len(needed) > 1:
+        uses = ", ".join(column.use for column in needed[1:])
         raise SourceError(f"source.users: no user table given, but there is {uses}")
     users = _glob(data_root, source.users, "source.users") if source.users else []
     logs = _glob(data_root, source.path, "source.path")
@@ -36,7 +43,7 @@ def find(spec: Spec, data_root: str) -> tuple[File, ...]:
     files += [File(path, "events", len(users) + i) for i, path in enumerate(logs)]
     for file in files:
         columns = _columns(file, spec)
-        events.require_columns(file.path, _names(file.path, columns), columns)
+        require_columns(file.path, _names(file.path, columns), columns)
     return tuple(files)
 
 
@@ -54,7 +61,7 @@ def read(file: File, spec: Spec) -> Iterator[Chunk]:
 
 
 def _columns(file: File, spec: Spec) -> tuple[Column, ...]:
-    return events.user_columns(spec) if file.role == "users" else events.event_columns(spec)
+    return user_columns(spec) if file.role == "users" else event_columns(spec)
 
 
 def _glob(data_root: str, pattern: str, key: str) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import events
-from data.events import Chunk, File
+from data.columns import Chunk, File, event_columns, user_columns
 from data.spec import Spec, parse_spec
 
 
@@ -84,12 +84,12 @@ def conformed(table: pa.Table, columns, text: bool = False) -> tuple[pa.Table, l
 
 
 def event_table(rows: list[dict], spec: Spec) -> pa.Table:
-    table, letters = conformed(raw_table(rows, EVENT_TYPES), events.event_columns(spec))
+    table, letters = conformed(raw_table(rows, EVENT_TYPES), event_columns(spec))
     assert not letters
     return table
 
 
 def user_table(rows: list[dict], spec: Spec) -> pa.Table:
-    table, letters = conformed(raw_table(rows, USER_TYPES), events.user_columns(spec))
+    table, letters = conformed(raw_table(rows, USER_TYPES), user_columns(spec))
     assert not letters
     return table

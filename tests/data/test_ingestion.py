@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from data import ingestion
-from data.events import SourceError
+from data.columns import SourceError
 from data.ingestion import IngestionError
 from data.spec import Spec, load_spec, parse_spec
 from tests.data.small import EVENT_TYPES, USER_TYPES, raw_table, small_spec

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from data import events, instances
+from data import instances
+from data.columns import event_columns
 from data.spec import Spec
 from tests.data.instances_reference import reference_instances
 from tests.data.small import conformed, event_table, small_spec, user_table
@@ -143,7 +144,7 @@ def test_a_user_with_100000_events():
             },
         }
     )
-    conformed_events, _ = conformed(table, events.event_columns(spec))
+    conformed_events, _ = conformed(table, event_columns(spec))
     batch = instances.build_instances(conformed_events, user_table([], spec), spec)
     lengths = np.array([v[0] for v in batch["sequence_length"].to_pylist()])
     assert lengths.max() == 512 and lengths.sum() <= 1.15 * count

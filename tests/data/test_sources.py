@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from data import events, sources
-from data.events import SourceError
+from data.columns import IDENTITY, ORDER, SourceError, event_columns, user_columns
+from data.identity import row_identity
 from data.spec import Spec, load_spec, parse_spec
 from tests.data.small import EVENT_TYPES, USER_TYPES, raw_table, small_spec
 
@@ -26,7 +27,7 @@ def read_all(spec: Spec, root: pathlib.Path, role: str = "events"):
     for file in sources.find(spec, str(root)):
         if (file.role == "users") != (role == "users"):
             continue
-        columns = events.user_columns(spec) if role == "users" else events.event_columns(spec)
+        columns = user_columns(spec) if role == "users" else event_columns(spec)
         for chunk in sources.read(file, spec):
             table, dead = events.conform(chunk, file, columns)
             tables.append(table)
@@ -53,7 +54,7 @@ def test_csv_is_cast_by_the_spec(folder):
     csv(folder, GOOD, "bo,,,,,,,,,,")
     table, letters = read_all(small_spec(), folder)
     assert not letters
-    first, second = table.drop([events.ORDER, events.IDENTITY]).to_pylist()
+    first, second = table.drop([ORDER, IDENTITY]).to_pylist()
     assert first == {
         "user_id": "ann", "time_ms": 1000, "item:int": 7, "shop:string": "s1",
         "place:category": "home", "tags:category[]": ["x", "y"], "price:dense": 1.5,
@@ -132,7 +133,7 @@ def test_rows_keep_their_line_numbers_past_malformed_ones(folder):
     lines = [GOOD if i % 3 else "short" for i in range(30)]
     csv(folder, *lines)
     table, letters = read_all(small_spec(), folder)
-    rows = table[events.ORDER].to_numpy() & ((1 << 40) - 1)
+    rows = table[ORDER].to_numpy() & ((1 << 40) - 1)
     assert rows.tolist() == [i + 2 for i in range(30) if i % 3]
     assert [letter.row for letter in letters] == [i + 2 for i in range(30) if not i % 3]
 
@@ -196,7 +197,7 @@ def test_parquet_keeps_its_types_and_csv_reads_the_same(folder, tmp_path):
     (folder / "events.parquet").unlink()
     csv(folder, GOOD)
     text, _ = read_all(small_spec(), folder)
-    drop = [events.ORDER, events.IDENTITY]
+    drop = [ORDER, IDENTITY]
     assert parquet.drop(drop).equals(text.drop(drop))
 
 
@@ -253,7 +254,7 @@ def test_arrow_encodings_read_as_what_they_encode(folder):
     pyarrow.parquet.write_table(table, folder / "events.parquet")
     read, letters = read_all(small_spec(), folder)
     assert not letters
-    first, second = read.drop([events.ORDER, events.IDENTITY]).to_pylist()
+    first, second = read.drop([ORDER, IDENTITY]).to_pylist()
     assert first == {
         "user_id": "12", "time_ms": 1000, "item:int": 1, "shop:string": "s",
         "place:category": "1", "tags:category[]": ["x"], "price:dense": 3.0,
@@ -313,7 +314,7 @@ def test_duplicates_are_rows_equal_in_every_field(folder):
     table, _ = read_all(small_spec(), folder)
     kept, dropped = events.drop_duplicates(table)
     assert dropped == 1
-    assert (kept[events.ORDER].to_numpy() & 7).tolist() == [2, 4]
+    assert (kept[ORDER].to_numpy() & 7).tolist() == [2, 4]
 
 
 def test_rows_without_a_time_are_not_compared(folder):
@@ -325,7 +326,7 @@ def test_rows_without_a_time_are_not_compared(folder):
 def test_identity_tells_lists_and_nulls_apart():
     def hashes(values, type_):
         rows = pa.table({"x": pa.array(values, type_), "y": pa.array([0] * len(values))})
-        return events.row_identity(rows)
+        return row_identity(rows)
 
     strings = pa.list_(pa.string())
     lists = [["a", "b"], ["b", "a"], ["ab"], [], None, ["a", "b"], ["a", None], ["", "a"]]
@@ -452,7 +453,7 @@ def test_kuairand_history_is_never_a_target(kuairand):
     assert {r[name] for r in rows for name in ("time_ms", "tab:category", "is_click:category",
             "label_click", "label_like", "label_long_view")} == {None}  # fmt: skip
     assert [r["author_id:int"] for r in rows] == [8, 7, 8]
-    orders = table[events.ORDER].to_numpy()
+    orders = table[ORDER].to_numpy()
     assert (np.diff(orders) > 0).all()
 
 
@@ -469,4 +470,4 @@ def test_kuairand_spec_with_an_unknown_column(kuairand):
 
 
 def test_user_types_cover_the_small_specs_users():
-    assert {c.source for c in events.user_columns(small_spec())} == set(USER_TYPES)
+    assert {c.source for c in user_columns(small_spec())} == set(USER_TYPES)

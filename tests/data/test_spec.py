@@ -83,6 +83,19 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_with_task(type="multiclass", classes=["a"]), "tasks.0.classes: Tuple should have at le"),
         (_with_task(positive=[]), "tasks.0.positive: Tuple should have at least 1 item"),
         (_with_task(type="regression", positive=["1"]), "'positive' goes with type binary"),
+        (_with_task(type="regression"), "tasks: 'click': 'min_auc' goes with type binary"),
+        (
+            _with_task(type="regression", thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' goes with type binary",
+        ),
+        (
+            _with_task(type="multiclass", classes=["a", "b"], thresholds={"min_auc": 0.6}),
+            "tasks: 'click': 'min_auc' goes with type binary",
+        ),
+        (
+            _with_task(per="user", thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' goes with tasks per impression",
+        ),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
     ],

@@ -54,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
 def _check_input(spec: Spec, data_root: str) -> None:
     """A missing file or column is told at once, not after TFX's imports."""
     from data import sources
-    from data.events import SourceError
+    from data.columns import SourceError
 
     try:
         sources.find(spec, data_root)
