@@ -1,6 +1,6 @@
 """AUC with and without pre-training, at the same fine-tuning budget.
 
-    python -m benchmarks.quality.pretraining --run=runs/simulator --seeds=0,1,2
+    python -m benchmarks.quality.pretraining --run=runs/simulator --seeds=0,1,2 --epochs=2
 
 Reads what Transform wrote in a finished run, and calls the Trainers' own entry points.
 AUC is the training curves': of the first 64 evaluation batches (on the simulator, all).
@@ -27,6 +27,7 @@ from modules.training import finetune, pretrain  # noqa: E402
 from tfx_pipeline.layout import Layout  # noqa: E402
 
 _RUN = flags.DEFINE_string("run", "runs/simulator", "Output folder of a finished run.")
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Fine-tuning epochs (default: the spec's).", 1)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initialisation and order.")
 
 
@@ -66,6 +67,8 @@ def _newest(run: pathlib.Path, artifact: str) -> pathlib.Path:
 def _seeded(spec: Spec, seed: int, pretrained: bool) -> Spec:
     raw = spec.model_dump(mode="json")
     raw["training"]["seed"] = seed
+    if _EPOCHS.value:
+        raw["training"]["finetune"]["epochs"] = _EPOCHS.value
     if not pretrained:
         raw["training"]["pretrain"]["epochs"] = 0
     return parse_spec(raw)
