@@ -38,6 +38,28 @@ def lengths(ragged: Ragged, spec: Spec) -> tuple[tf.Tensor, tf.Tensor]:
     return _longest(ragged, events), _longest(ragged, targets)
 
 
+def require_complete_lists(ragged: Ragged, spec: Spec) -> Ragged:
+    """Checks that every list of a request is as long as the others of its scope, or absent.
+
+    A shorter one can't be told which of its events or candidates it speaks of.
+
+    Raises:
+      tf.errors.InvalidArgumentError: one isn't (in the graph, where a server answers with it).
+    """
+    events = [c.feature for c in spec.scope("sequence")]
+    targets = [c.feature for c in spec.scope("candidate")] + ["target_position"]
+    checks = []
+    for names in (events, targets):
+        names = [name for name in names if name in ragged]
+        counts = tf.stack([ragged[name].row_lengths() for name in names], axis=1)
+        longest = tf.reduce_max(counts, axis=1, keepdims=True)
+        complete = tf.reduce_all(tf.equal(counts, longest) | tf.equal(counts, 0))
+        message = "lists of different lengths in one instance, each row in the order of"
+        checks.append(tf.debugging.Assert(complete, [message, names, counts], summarize=100))
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return {name: tf.identity(value) for name, value in ragged.items()}
+
+
 def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
     """Keeps the targets of one split; for 'train' also cuts the window to its training events.
 

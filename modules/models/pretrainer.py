@@ -12,10 +12,19 @@ from modules.objectives.router import expert_loads, router_loss
 
 
 class Pretrainer(tf.Module):
-    """Masked channel prediction over the encoder (SuperMoE §3.1)."""
+    """Masked channel prediction over the encoder (SuperMoE §3.1).
+
+    Raises:
+      ValueError: the spec has no channel to predict.
+    """
 
     def __init__(self, spec: Spec, rows: dict[str, int]):
         super().__init__()
+        if not spec.mcp_channels:
+            raise ValueError(
+                "pre-train: no channel has `mask_prediction: true`; mark the important ones, or"
+                " skip the phase with `training.pretrain.epochs: 0`"
+            )
         self.spec = spec
         self.tables = embedding_tables(spec, rows)
         self.encoder = Encoder(spec, self.tables)

@@ -45,7 +45,7 @@ class Encoder(keras.layers.Layer):
     """
 
     def __init__(self, spec: Spec, tables: dict[str, EmbeddingTable], name: str = "encoder"):
-        super().__init__(name=name)
+        super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
         positions = spec.sequence.window if self._causal else spec.sequence.max_length
@@ -112,7 +112,7 @@ class SuperMoE(keras.Model):
     """Encoder, H (eq. 8) and a tower for every task."""
 
     def __init__(self, spec: Spec, rows: dict[str, int], name: str = "supermoe"):
-        super().__init__(name=name)
+        super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         self.spec = spec
         self.tables = embedding_tables(spec, rows)
         self.encoder = Encoder(spec, self.tables)

@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
+import tf_keras as keras
 
 from data.spec import DenseChannel, Spec, Task
-from modules.features import Batch, as_ragged, pad
+from modules.features import Batch, as_ragged, pad, require_complete_lists
 from modules.models.supermoe import SuperMoE
 
 
@@ -19,27 +20,32 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
     """
     spec = model.spec
     raw_spec = _request_spec(transform_output, spec)
+    # The model's layers have their policy; Transform's would round what it reads.
+    keras.mixed_precision.set_global_policy("float32")
     # Attached to the model so that its vocabularies are saved with it.
     model.transform = transform_output.transform_features_layer()
 
     def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
-        return pad(as_ragged(model.transform(raw), spec), spec)
+        ragged = as_ragged(model.transform(raw), spec)
+        return pad(require_complete_lists(ragged, spec), spec)
 
     def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
         raw = tf.io.parse_example(examples, raw_spec)
         return raw.pop("user_id"), batch_of(raw)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    examples_only = [tf.TensorSpec([None], tf.string, name="examples")]
+
+    @tf.function(autograph=False, input_signature=examples_only)
     def serving_default(examples):
         user_id, batch = parse(examples)
         return _answers(model, batch) | {"user_id": user_id}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    @tf.function(autograph=False, input_signature=examples_only)
     def embed(examples):
         user_id, batch = parse(examples)
         return {"embedding": model.user_embedding(batch), "user_id": user_id}
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict(**tensors):
         ragged = _ragged_from_padded(tensors, spec)
         raw = {name: _as_declared(value, raw_spec[name]) for name, value in ragged.items()}
@@ -80,8 +86,18 @@ def _request_spec(transform_output: tft.TFTransformOutput, spec: Spec) -> dict:
         wanted.add(channel.feature)
         if getattr(channel, "multi_valued", False):
             wanted.add(channel.count_feature)
-    raw = {k: v for k, v in transform_output.raw_feature_spec().items() if k in wanted}
+    known = transform_output.raw_feature_spec().items()
+    raw = {name: _optional(feature) for name, feature in known if name in wanted}
     return raw | {"user_id": tf.io.FixedLenFeature([], tf.string, default_value="")}
+
+
+def _optional(feature: Any) -> Any:
+    """A value the schema says is always there is a missing one where a request leaves it out."""
+    if not isinstance(feature, tf.io.FixedLenFeature):
+        return feature
+    missing = {tf.string: "", tf.int64: -1, tf.float32: float("nan")}[feature.dtype]
+    default = [missing] * (feature.shape[0] if feature.shape else 1)
+    return tf.io.FixedLenFeature(feature.shape, feature.dtype, default_value=default)
 
 
 def _padded_inputs(raw_spec: dict, spec: Spec) -> dict[str, tf.TensorSpec]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_transform as tft
-import tf_keras as keras
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from data.spec import Spec, parse_spec
+from data.spec import Spec
 from modules.metrics.auc import auc
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
 from modules.preprocessing import table_rows
 from modules.training import files
+from modules.training.begin import begin
 from modules.training.export import export
 from modules.training.loop import History, fit
 from modules.training.reader import batches, count_batches
@@ -28,10 +26,8 @@ _CURVE_BATCHES = 64
 
 def run_fn(fn_args: FnArgs) -> None:
     """TFX Trainer entry. Starts from `base_model`'s encoder where there is one."""
-    spec = parse_spec(json.loads(fn_args.custom_config["spec"]))
+    spec, transform_output = begin(fn_args)
     phase = spec.training.finetune
-    keras.utils.set_random_seed(spec.training.seed)
-    transform_output = tft.TFTransformOutput(fn_args.transform_output)
     model = SuperMoE(spec, table_rows(spec, transform_output))
 
     def dataset_of(split: str, seed: int | None) -> tf.data.Dataset:
@@ -49,7 +45,9 @@ def run_fn(fn_args: FnArgs) -> None:
         raise FileNotFoundError("fine-tune: the spec pre-trains, but no pre-trained model arrived")
     history = History(fn_args.model_run_dir, "finetune")
     held_out = dataset_of("eval", None).take(_CURVE_BATCHES)
-    predict = tf.function(lambda batch: model(batch)[0], input_signature=[held_out.element_spec])
+    predict = tf.function(
+        lambda batch: model(batch)[0], input_signature=[held_out.element_spec], autograph=False
+    )
     fit(
         model,
         lambda batch, _: multi_task_loss(model, batch),

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import tensorflow as tf
-import tensorflow_transform as tft
-import tf_keras as keras
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from data.spec import parse_spec
 from modules.models.pretrainer import Pretrainer
 from modules.preprocessing import table_rows
 from modules.training import files
+from modules.training.begin import begin
 from modules.training.loop import History, fit
 from modules.training.reader import batches, count_batches
 from modules.training.warm_start import save_encoder
@@ -22,10 +18,8 @@ _MIN_EVENTS = 2  # A lone event has no context to be predicted from.
 
 def run_fn(fn_args: FnArgs) -> None:
     """TFX Trainer entry. Writes the encoder's checkpoint as the model artifact."""
-    spec = parse_spec(json.loads(fn_args.custom_config["spec"]))
+    spec, transform_output = begin(fn_args)
     phase = spec.training.pretrain
-    keras.utils.set_random_seed(spec.training.seed)
-    transform_output = tft.TFTransformOutput(fn_args.transform_output)
     pretrainer = Pretrainer(spec, table_rows(spec, transform_output))
     dataset = batches(
         files.of_split(fn_args, spec, "train"),

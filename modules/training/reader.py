@@ -37,6 +37,7 @@ def batches(
     """
     parse = _parser(transform_output, spec, split)
 
+    @tf.autograph.experimental.do_not_convert
     def kept(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         ragged = parse(serialized)
         num_events, num_targets = lengths(ragged, spec)
@@ -45,6 +46,7 @@ def batches(
         rows = tf.gather(rows, tf.argsort(tf.gather(num_events, rows)))
         return {name: tf.gather(value, rows) for name, value in ragged.items()}
 
+    @tf.autograph.experimental.do_not_convert
     def slices(ragged: dict[str, tf.RaggedTensor]) -> tf.data.Dataset:
         num_rows = next(iter(ragged.values())).nrows()
         starts = tf.range(0, num_rows, batch_size, dtype=tf.int64)

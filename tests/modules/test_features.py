@@ -7,7 +7,13 @@ import pytest
 import tensorflow as tf
 
 from modules.embeddings.table import MISSING, PAD
-from modules.features import as_ragged, pad, select_split, visible_suffixes
+from modules.features import (
+    as_ragged,
+    pad,
+    require_complete_lists,
+    select_split,
+    visible_suffixes,
+)
 from tests.modules.conftest import make_spec, random_instances
 
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
@@ -93,3 +99,14 @@ def test_visible_suffixes_are_the_newest_earlier_events():
         assert (rows["sequence_item"][n, len(seen) :].numpy() == PAD).all()
         assert np.isnan(rows["sequence_amount"][n, len(seen) :]).all()
         np.testing.assert_array_equal(rows["context_city"][n], batch["context_city"][b])
+
+
+@pytest.mark.parametrize("name", ["sequence_item", "candidate_price", "target_position"])
+def test_a_list_of_another_length_is_refused(spec, features, name):
+    require_complete_lists(as_ragged(features, spec), spec)
+    absent = features[name].values[:0]
+    empty = tf.RaggedTensor.from_row_lengths(absent, np.zeros(4, np.int64))
+    require_complete_lists(as_ragged(features | {name: empty}, spec), spec)
+    shorter = features | {name: features[name][:, 1:]}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s)different lengths.*{name}"):
+        require_complete_lists(as_ragged(shorter, spec), spec)

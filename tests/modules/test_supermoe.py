@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from modules.embeddings.table import NUM_RESERVED
 from modules.features import as_ragged, pad
+from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
 from modules.training.loop import History, fit
@@ -129,6 +130,13 @@ def test_no_labels_at_all_gives_a_finite_loss(spec, model):
         features[name] = features[name].with_flat_values(features[name].flat_values * np.nan)
     loss, _ = multi_task_loss(model, padded(spec, features))
     assert np.isfinite(loss)
+
+
+def test_pre_training_needs_a_channel_to_predict():
+    spec = make_spec()
+    unmarked = [c.model_copy(update={"mask_prediction": False}) for c in spec.channels]
+    with pytest.raises(ValueError, match="no channel has `mask_prediction: true`"):
+        Pretrainer(spec.model_copy(update={"channels": tuple(unmarked)}), ROWS)
 
 
 def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):

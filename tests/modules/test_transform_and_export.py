@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import types
 
 import apache_beam as beam
@@ -23,7 +24,7 @@ from modules.embeddings.table import MISSING, NUM_RESERVED
 from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
 from modules.preprocessing import preprocessing_fn, table_rows
-from modules.training import files
+from modules.training import files, finetune, pretrain
 from modules.training.export import export
 from modules.training.reader import batches
 from modules.training.warm_start import load_encoder, save_encoder
@@ -33,11 +34,15 @@ NUM_USERS = 60
 
 
 def _spec(**overrides):
-    return small_spec(
+    spec = small_spec(
         sequence={"max_length": 4, "window": 12, "targets": "causal"},
         model={"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16},
         **overrides,
     )
+    channels = [
+        c.model_copy(update={"mask_prediction": c.scope == "sequence"}) for c in spec.channels
+    ]
+    return spec.model_copy(update={"channels": tuple(channels)})
 
 
 def _rows():
@@ -119,13 +124,14 @@ class Transformed:
             encoded = [e for record in arrow for e in encoder.encode(_from_ipc(record))]
             _write(folder / "transformed" / f"Split-{split}" / "0.gz", encoded)
         self.fn_args = types.SimpleNamespace(
+            transform_output=str(folder / "graph"),
             train_files=[str(folder / "transformed/Split-train/*")],
             eval_files=[str(folder / "transformed/Split-eval/*")],
         )
 
-    def batches(self, split, **kwargs):
+    def batches(self, split, batch_size=8, **kwargs):
         paths = files.of_split(self.fn_args, self.spec, split)
-        return batches(paths, self.output, self.spec, split, 8, **kwargs)
+        return batches(paths, self.output, self.spec, split, batch_size, **kwargs)
 
 
 def _ipc(batch):
@@ -199,13 +205,39 @@ def test_missing_values_get_their_own_row_and_real_ones_never_a_reserved_one(tra
 
 
 @pytest.mark.parametrize("split,code", [("train", 0), ("eval", 1)])
-def test_an_epoch_holds_every_target_of_its_split_once(transformed, split, code):
-    expected = sum(row["target_split"].count(code) for row in transformed.raw.to_pylist())
-    for seed in (None, 3):
-        got = sum(
-            int(b["target_mask"].numpy().sum()) for b in transformed.batches(split, seed=seed)
-        )
-        assert got == expected > 0
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_epoch_holds_every_target_of_its_split_once(transformed, split, code, seed, batch_size):
+    """`spend` is a random number, missing now and then: no two targets share one."""
+    place = [row["target_split"] for row in transformed.raw.to_pylist()]
+    labels = [row["label_spend"] for row in transformed.raw.to_pylist()]
+    expected = np.concatenate(
+        [np.array(v)[np.array(s) == code] for v, s in zip(labels, place, strict=True)]
+    )
+    got = [
+        b["label_spend"].numpy()[b["target_mask"]]
+        for b in transformed.batches(split, batch_size, seed=seed)
+    ]
+    assert len(got) > 16 / batch_size, "several groups of batches"
+    np.testing.assert_array_equal(np.sort(np.concatenate(got)), np.sort(expected))
+
+
+def _order(dataset):
+    """Lengths of the batches' instances, as read."""
+    return [b["sequence_mask"].numpy().sum(axis=1).tolist() for b in dataset]
+
+
+def test_a_seed_shuffles_anew_every_epoch_and_the_same_way_every_run(transformed):
+    in_file_order = _order(transformed.batches("train", 1, min_targets=0))
+    keras.utils.set_random_seed(0)
+    dataset = transformed.batches("train", 1, seed=3, min_targets=0)
+    epochs = [_order(dataset), _order(dataset)]
+    assert in_file_order != epochs[0] != epochs[1]
+    assert sorted(in_file_order) == sorted(epochs[0]) == sorted(epochs[1])
+    keras.utils.set_random_seed(0)
+    again = transformed.batches("train", 1, seed=3, min_targets=0)
+    assert [_order(again), _order(again)] == epochs
+    assert _order(transformed.batches("train", 1, min_targets=0)) == in_file_order
 
 
 def test_training_and_serving_agree(transformed, model, tmp_path):
@@ -303,6 +335,17 @@ def _padded(row, spec):
     return tensors
 
 
+def test_a_request_with_a_list_too_short_is_refused(transformed, model, tmp_path):
+    export(model, transformed.output, str(tmp_path / "model"))
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+    row = {"sequence_item": [1, 2, 3], "sequence_price": [1.0, 2.0, 3.0], "candidate_item": [4]}
+    answer = served(examples=tf.constant([_example(row).SerializeToString()]))
+    assert answer["click"].shape == (1, 1) and np.isfinite(answer["click"]).all()
+    row["sequence_price"] = [1.0, 2.0]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="lists of different lengths"):
+        served(examples=tf.constant([_example(row).SerializeToString()]))
+
+
 def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, model, tmp_path):
     pretrainer = Pretrainer(transformed.spec, table_rows(transformed.spec, transformed.output))
     batch = next(iter(transformed.batches("train", min_events=2, min_targets=0)))
@@ -317,3 +360,43 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, model, tmp
     assert not np.allclose(before, fresh.user_embedding(batch))
     with pytest.raises(FileNotFoundError, match="no pre-trained encoder"):
         load_encoder(str(tmp_path / "nowhere"), fresh.encoder, fresh.tables)
+
+
+@pytest.fixture
+def restored_policy():
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.mark.slow
+def test_both_phases_and_the_export_in_mixed_precision(transformed, tmp_path, restored_policy):
+    spec = _spec(training={"pretrain": {"batch_size": 16}, "finetune": {"batch_size": 16}})
+    sizes = spec.model.model_copy(update={"mixed_precision": True})
+    spec = spec.model_copy(update={"model": sizes})
+
+    def run(phase, base_model):
+        folder = tmp_path / phase.__name__.rpartition(".")[2]
+        fn_args = types.SimpleNamespace(
+            **vars(transformed.fn_args),
+            custom_config={"spec": spec.model_dump_json()},
+            base_model=base_model,
+            model_run_dir=str(folder / "run"),
+            serving_model_dir=str(folder / "model"),
+        )
+        phase.run_fn(fn_args)
+        records = (folder / "run" / "history.jsonl").read_text().splitlines()
+        assert np.isfinite([json.loads(r)["loss"] for r in records]).all()
+        return fn_args.serving_model_dir
+
+    exported = run(finetune, run(pretrain, None))
+    served = tf.saved_model.load(exported)
+    assert {v.dtype for v in served.variables} == {tf.float32}
+    examples = tf.constant(transformed.examples[:5])
+    answers = served.signatures["serving_default"](examples=examples)
+    answers |= served.signatures["embed"](examples=examples)
+    assert answers.keys() == {"click", "stars", "spend", "vip", "embedding", "user_id"}
+    for name in answers.keys() - {"user_id"}:
+        assert answers[name].dtype == tf.float32 and np.isfinite(answers[name]).all(), name
+    # H is what a bfloat16 layer norm gives, so it fits into 16 bits.
+    embedding = answers["embedding"]
+    np.testing.assert_array_equal(tf.cast(tf.cast(embedding, tf.bfloat16), tf.float32), embedding)
