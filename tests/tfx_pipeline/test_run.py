@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from data.simulator import simulate
+from serving.client import Client, example
+from serving.local import local_server
 from tests.repo.source_tree import ROOT
 
 pytestmark = pytest.mark.slow
@@ -110,6 +113,30 @@ def test_a_killed_run_resumes_from_the_last_finished_node(run):
     assert f"-m tfx_pipeline serve --output={run.output}" in console
     report = (run.output / "report.html").read_text()
     assert "<svg" in report and "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_a_thousand_candidates_of_one_user_use_the_same_signature(run):
+    """The pushed model in the real server: each candidate scores as it does alone."""
+    history = {
+        "user_id": ["u"],
+        "sequence_product": [3, 1, 4, 1, 5],
+        "sequence_price": [9.0, 2.5, 6.0, None, 5.0],
+        "context_age_band": ["25-34"],
+    }
+    products = [i % 90 for i in range(1000)]
+
+    def request(candidates):
+        return {"examples": [example(history | {"candidate_product": candidates})]}
+
+    with local_server(str(run.output / "serving/small"), "small") as server:
+        client = Client(server.target)
+        many = client.predict("small", request(products))
+        few = client.predict("small", request(products[:3]))
+    assert many["click"].shape == (1, 1000) and many["spender"].shape == (1,)
+    np.testing.assert_allclose(many["click"][0, :3], few["click"][0], atol=1e-6)
+    np.testing.assert_allclose(many["click"][0, 90:180], many["click"][0, :90], atol=1e-6)
+    assert len(set(many["click"][0, :90].tolist())) > 10
+    np.testing.assert_allclose(many["spender"], few["spender"], atol=1e-6)
 
 
 def test_an_unchanged_run_does_nothing_again(run):
