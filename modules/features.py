@@ -60,6 +60,22 @@ def require_complete_lists(ragged: Ragged, spec: Spec) -> Ragged:
         return {name: tf.identity(value) for name, value in ragged.items()}
 
 
+def newest_events(ragged: Ragged, spec: Spec) -> Ragged:
+    """Cuts a request's history to its newest `window` events, all that training ever holds.
+
+    Attention costs the square of a history's length; positions are moved along with the cut.
+    """
+    window = spec.sequence.window
+    num_events, _ = lengths(ragged, spec)
+    cut = {c.feature: ragged[c.feature][:, -window:] for c in spec.scope("sequence")}
+    if "target_position" in ragged:
+        position = ragged["target_position"]
+        dropped = tf.repeat(tf.maximum(num_events - window, 0), position.row_lengths())
+        moved = tf.maximum(position.flat_values - dropped, 0)
+        cut["target_position"] = position.with_flat_values(moved)
+    return ragged | cut
+
+
 def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
     """Keeps the targets of one split; for 'train' also cuts the window to its training events.
 

@@ -9,7 +9,7 @@ import tensorflow_transform as tft
 import tf_keras as keras
 
 from data.spec import DenseChannel, Spec, Task
-from modules.features import Batch, as_ragged, pad, require_complete_lists
+from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
 from modules.models.supermoe import SuperMoE
 
 
@@ -27,7 +27,7 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
 
     def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
         ragged = as_ragged(model.transform(raw), spec)
-        return pad(require_complete_lists(ragged, spec), spec)
+        return pad(newest_events(require_complete_lists(ragged, spec), spec), spec)
 
     def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
         raw = tf.io.parse_example(examples, raw_spec)

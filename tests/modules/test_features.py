@@ -9,6 +9,7 @@ import tensorflow as tf
 from modules.embeddings.table import MISSING, PAD
 from modules.features import (
     as_ragged,
+    newest_events,
     pad,
     require_complete_lists,
     select_split,
@@ -110,3 +111,19 @@ def test_a_list_of_another_length_is_refused(spec, features, name):
     shorter = features | {name: features[name][:, 1:]}
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s)different lengths.*{name}"):
         require_complete_lists(as_ragged(shorter, spec), spec)
+
+
+def test_a_long_request_is_cut_to_its_newest_events(spec, features):
+    """Lists keep their last `window` events, multi-valued ones too; positions move along."""
+    short = spec.model_copy(update={"sequence": spec.sequence.model_copy(update={"window": 6})})
+    ragged = as_ragged(features, spec)
+    cut = newest_events(ragged, short)
+    for name in ("sequence_item", "sequence_amount", "sequence_tags"):
+        for whole, kept in zip(ragged[name].to_list(), cut[name].to_list(), strict=True):
+            assert repr(kept) == repr(whole[-6:])
+    dropped = np.maximum(np.array(EVENTS) - 6, 0)
+    for row, kept, gone in zip(
+        rows_of(features, "target_position"), cut["target_position"].to_list(), dropped, strict=True
+    ):
+        np.testing.assert_array_equal(kept, np.maximum(row - gone, 0))
+    assert cut["candidate_item"] is ragged["candidate_item"]
