@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
 import numpy as np
@@ -267,13 +267,26 @@ def check(tally: Tally, spec: Spec, dead_letters: str) -> None:
             "no events in the input: source.path has only empty files"
             + (f" or malformed rows: see {dead_letters}" if dead else "")
         )
+    _check_splits(counts, spec)
+
+
+def _check_splits(counts: Mapping[str, int], spec: Spec) -> None:
+    """No split may be empty, nor without a label of a task that has some in the other."""
+    by_time = spec.split.by == "time"
     for split in SPLITS:
         if not counts[f"all_targets.{split}"]:
-            raise IngestionError(f"split {split!r} is empty: {_split_advice(spec, split)}")
+            raise IngestionError(f"split {split!r} is empty: {_split_advice(spec, split, by_time)}")
+        for task in spec.tasks:
+            labels = {name: counts[f"targets.{task.name}.{name}"] for name in SPLITS}
+            if any(labels.values()) and not labels[split]:
+                advice = _split_advice(spec, split, by_time and task.per == "impression")
+                raise IngestionError(
+                    f"task {task.name!r} has no label in split {split!r}: {advice}"
+                )
 
 
-def _split_advice(spec: Spec, split: str) -> str:
-    if spec.split.by == "time":
+def _split_advice(spec: Spec, split: str, by_time: bool) -> str:
+    if by_time:
         side = "before" if split == "train" else "at or after"
         return f"no labelled event is {side} split.at ({spec.split.at}). Change split.at"
     return (

@@ -80,11 +80,20 @@ def _one_message(
     error: BaseException,
     stack: types.TracebackType | None,
 ) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+    if _interrupted(error):
         message = "Stopped. The same command goes on from the last finished node."
     else:
         message = f"error: {reason(error)}\nThe whole story is in {log_path}"
     print(message, file=sys.stderr)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it was Ctrl-C; Beam wraps what it hits in an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        if str(error).startswith(KeyboardInterrupt.__name__):
+            return True
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:

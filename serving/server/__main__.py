@@ -7,9 +7,9 @@ one is picked up while running, without a failed request. SIGTERM drains and sto
 import logging
 import os
 import pathlib
+import queue
 import signal
 import sys
-import threading
 
 # Before TensorFlow's library is loaded: its start-up chatter says nothing a user can act on.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -76,9 +76,10 @@ def main(argv: list[str]) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )  # fmt: skip
-    stop = threading.Event()
+    # Not an Event: its lock isn't reentrant, and a second signal may come inside the handler.
+    stop: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stop.put(number))
     config = protos.ConfigProto(
         intra_op_parallelism_threads=_INTRA_OP.value, inter_op_parallelism_threads=_INTER_OP.value
     )
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit(f"--port: {error}")
     running.watch(_POLL_SECONDS.value)
-    stop.wait()
+    stop.get()
     logging.info("stopping")
     running.stop(GRACE_SECONDS)
     logging.shutdown()

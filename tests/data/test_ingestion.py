@@ -178,6 +178,16 @@ def test_an_empty_split_names_split_and_key(tmp_path, split, message):
         ingest(parse_spec(raw), data, tmp_path / "out")
 
 
+def test_a_task_without_a_label_on_one_side_names_the_task(tmp_path):
+    """The per-user labels keep the split from being empty; the impressions' task still is."""
+    data = write_data(tmp_path / "data")
+    spec = small_spec(split={"by": "time", "at": "2030-01-01", "eval_fraction": 0.4})
+    with pytest.raises(
+        IngestionError, match=r"task 'click' has no label in split 'eval'.*split\.at"
+    ):
+        ingest(spec, data, tmp_path / "out")
+
+
 def test_no_events_at_all(tmp_path):
     data = write_data(tmp_path / "data", num_users=0)
     with pytest.raises(IngestionError, match="no events in the input"):

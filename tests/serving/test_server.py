@@ -430,6 +430,14 @@ def test_sigterm_finishes_requests_under_way_and_exits_0(push, tmp_path):
             asking.status("default")
 
 
+def test_two_signals_at_once_still_stop_it(push, tmp_path):
+    push(1.0, tmp_path, 1)
+    with local_server(tmp_path) as server:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            server.process.send_signal(number)
+        assert server.process.wait(20) == 0
+
+
 def test_a_killed_server_is_one_clear_error(push, tmp_path):
     push(1.0, tmp_path, 1)
     with local_server(tmp_path) as server, Client(server.target) as asking:

@@ -90,6 +90,10 @@ def test_a_bad_spec_is_one_message_at_once(tmp_path, change, said):
         (["run", "--data=nowhere"], "--data=nowhere: no such folder"),
         (["run", "--usres=5"], "Unknown command line flag 'usres'"),
         (["run", "--users=0"], "flag --users=0"),
+        (
+            ["run", "--spec=movielens_1m", "--data=.", "--users=9"],
+            "--users: only goes with --spec=",
+        ),
         (["run", "runs/here"], "run takes only flags (--name=value), not 'runs/here'"),
         (["run", "--output=/proc/nothing"], "--output=/proc/nothing: can't be written"),
         (["serve", "--output=nowhere"], "no pushed model; `run --output="),

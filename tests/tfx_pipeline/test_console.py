@@ -18,12 +18,13 @@ from tfx_pipeline.progress import LOGGER, NodeLines
 
 @pytest.fixture
 def written():
-    """Root logs INFO, as under `quiet.redirected`; yields the console's text."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
+    """Root and absl log INFO, as under `quiet.redirected`; yields the console's text."""
+    levels = {name: logging.getLogger(name).level for name in (None, "absl")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.INFO)
     yield io.StringIO()
-    root.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _words(text: io.StringIO) -> list[list[str]]:
@@ -104,6 +105,8 @@ with quiet.redirected(pathlib.Path(sys.argv[1])) as console:
     os.write(2, b"C++ noise")
     subprocess.run(["echo", "child noise"])
     console.print("one line")
+    if "wrapped" in sys.argv:
+        raise RuntimeError("KeyboardInterrupt [while running 'Transform']")
     if len(sys.argv) > 2:
         raise ValueError("no such table")
 print("restored")
@@ -128,3 +131,8 @@ def test_a_crash_is_one_message_and_its_stack_is_in_the_log(tmp_path):
     assert crashed.returncode == 1
     assert crashed.stderr == f"error: no such table\nThe whole story is in {log}\n"
     assert "Traceback" in log.read_text() and "ValueError: no such table" in log.read_text()
+
+
+def test_an_interrupt_inside_beam_is_still_an_interrupt(tmp_path):
+    stopped = _noisy(str(tmp_path / "run.log"), "wrapped")
+    assert stopped.stderr == "Stopped. The same command goes on from the last finished node.\n"

@@ -34,6 +34,9 @@ simulate.define_flags(FLAGS)
 def main(values: flags.FlagValues) -> int:
     """Runs the pipeline and says what came of it."""
     spec = simulate.spec_of(values) if values.spec == _SIMULATOR else load_spec(values.spec)
+    given = [name for name in simulate.SIMULATOR_FLAGS if values[name].present]
+    if given and values.spec != _SIMULATOR:
+        raise flags.Error(f"--{given[0]}: only goes with --spec={_SIMULATOR}, which makes its data")
     if not values.data and values.spec != _SIMULATOR:
         raise flags.Error(f"--data: give the folder that the events of {values.spec} are in")
     if values.data and not pathlib.Path(values.data).is_dir():

@@ -17,6 +17,9 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "runs/simulator/data", "Folder to create.", flag_values=FLAGS)
 
 
+SIMULATOR_FLAGS = ("users", "items", "events", "channels", "seed")
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the simulator's own flags to a command's."""
     flags.DEFINE_integer("users", 6400, "Simulated users.", 1, flag_values=values)
