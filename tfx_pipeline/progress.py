@@ -15,6 +15,8 @@ from typing import Literal
 import rich.console
 import rich.progress
 
+from tfx_pipeline.quiet import interrupted
+
 LOGGER = "progress"
 _STARTS = "Component %s is running."
 _ENDS = "Component %s is finished."
@@ -22,8 +24,13 @@ _CACHED = "A cached execution %d is used."
 _PLAIN_SECONDS = 20.0
 """Without a terminal to redraw, a progress line at most this often."""
 
-State = Literal["done", "cached", "FAILED"]
-_STYLES: dict[State, str] = {"done": "green", "cached": "cyan", "FAILED": "red"}
+State = Literal["done", "cached", "stopped", "FAILED"]
+_STYLES: dict[State, str] = {
+    "done": "green",
+    "cached": "cyan",
+    "stopped": "yellow",
+    "FAILED": "red",
+}
 
 
 class NodeLines(logging.Handler):
@@ -54,7 +61,7 @@ class NodeLines(logging.Handler):
     def __exit__(self, kind, error, stack) -> None:
         logging.getLogger().removeHandler(self)
         if self._node:
-            self._end("FAILED" if error else self._state)
+            self._end(_state_after(error) or self._state)
         self._live.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -78,7 +85,7 @@ class NodeLines(logging.Handler):
     def _end(self, state: State) -> None:
         seconds = time.monotonic() - self._started
         self._live.remove_task(self._task)
-        self._console.print(f"  {self._node:<22} [{_STYLES[state]}]{state:<6}[/] {seconds:7.1f} s")
+        self._console.print(f"  {self._node:<22} [{_STYLES[state]}]{state:<7}[/] {seconds:7.1f} s")
         self._node = ""
 
     def _progress(self, message: str, fraction: float | None) -> None:
@@ -92,3 +99,9 @@ class NodeLines(logging.Handler):
         if self._live.disable and now - self._last_plain > _PLAIN_SECONDS:
             self._last_plain = now
             self._console.print(f"    {message}", markup=False)
+
+
+def _state_after(error: BaseException | None) -> State | None:
+    if error is None:
+        return None
+    return "stopped" if interrupted(error) else "FAILED"

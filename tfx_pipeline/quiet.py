@@ -80,14 +80,14 @@ def _one_message(
     error: BaseException,
     stack: types.TracebackType | None,
 ) -> None:
-    if _interrupted(error):
+    if interrupted(error):
         message = "Stopped. The same command goes on from the last finished node."
     else:
         message = f"error: {reason(error)}\nThe whole story is in {log_path}"
     print(message, file=sys.stderr)
 
 
-def _interrupted(error: BaseException | None) -> bool:
+def interrupted(error: BaseException | None) -> bool:
     """Whether it was Ctrl-C; Beam wraps what it hits in an error of its own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         if str(error).startswith(KeyboardInterrupt.__name__):

@@ -52,6 +52,14 @@ def test_a_line_for_each_node_with_its_state(written):
     assert all(line[3] == "s" and float(line[2]) >= 0 for line in lines)
 
 
+def test_a_node_that_was_interrupted_did_not_fail(written):
+    console = rich.console.Console(file=written, width=100)
+    with pytest.raises(RuntimeError), NodeLines(console) as lines:
+        lines.start("Transform")
+        raise RuntimeError("KeyboardInterrupt [while running 'Transform']")
+    assert [line[:2] for line in _words(written)] == [["Transform", "stopped"]]
+
+
 def test_tfx_still_says_what_the_lines_listen_to():
     orchestration = pathlib.Path(rich.console.__file__).parents[1] / "tfx/orchestration"
     runner = (orchestration / "local/local_dag_runner.py").read_text()

@@ -17,7 +17,9 @@ def model(layout: Layout, name: str = "") -> pathlib.Path:
     if models:
         names = ", ".join(path.name for path in models)
         raise flags.Error(f"{layout.serving} holds several models; give --model, one of: {names}")
-    raise flags.Error(f"{layout.serving}: no pushed model; `run --output={layout.output}` first")
+    output = f"--output={layout.output}"
+    advice = f"`run {output}` first, or see by `report {output}` why it wasn't blessed"
+    raise flags.Error(f"{layout.serving}: no pushed model; {advice}")
 
 
 def version(layout: Layout, name: str = "", number: str = "") -> pathlib.Path:
