@@ -221,6 +221,9 @@ class Model(_Strict):
     """Hidden layers of a tower over [H, candidate, H·candidate, context]; () is eq. 8's linear."""
     dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
     mixed_precision: bool = False
+    full_softmax_rows: Annotated[int, pydantic.Field(ge=0)] = 20_000
+    """Tables of at most so many rows are weights of the model, predicted by a full softmax;
+    larger ones are sharded, looked up by distinct ids and predicted by a sampled softmax."""
 
     @pydantic.model_validator(mode="after")
     def _heads_divide(self) -> Model:

@@ -1,0 +1,1 @@
+"""The training input: an epoch's batches as a pure function of (data, seed, epoch)."""
