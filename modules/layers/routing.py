@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
+from modules.replicas import share_of_mean, sum_over_replicas
+
 
 class Routing(NamedTuple):
-    """A router's decision about T tokens, of which padding tokens have no part in anything."""
+    """A router's decision about T tokens, of which padding tokens have no part in anything.
+
+    The losses and the load are this replica's shares (`modules/replicas.py`).
+    """
 
     expert_T: tf.Tensor
     """int32: the token's expert; `num_experts` for a padding token, which has none."""
@@ -56,39 +61,50 @@ def route(logits_TE: tf.Tensor, mask_T: tf.Tensor) -> Routing:
     choice_T = tf.argmax(logits_TE, axis=-1, output_type=tf.int32)
     expert_T = tf.where(mask_T, choice_T, num_experts)
     gate_T = tf.where(mask_T, tf.reduce_max(probability_TE, axis=-1), 0.0)
-    load_E = expert_load(expert_T, num_experts)
+    own_E = tokens_per_expert(expert_T, num_experts)
+    all_E = sum_over_replicas(own_E)
+    num_tokens = tf.reduce_sum(all_E)
     return Routing(
         expert_T=expert_T,
         gate_T=gate_T,
-        load_balance_loss=load_balance_loss(probability_TE, load_E, mask_T),
-        z_loss=z_loss(logits_TE, mask_T),
-        load_E=load_E,
+        load_balance_loss=load_balance_loss(probability_TE, all_E, mask_T),
+        z_loss=z_loss(logits_TE, mask_T, num_tokens),
+        load_E=share_of_mean(own_E, num_tokens),
     )
 
 
-def expert_load(expert_T: tf.Tensor, num_experts: int) -> tf.Tensor:
-    """int32 [T] (`num_experts`: padding) -> float32 [E], the fraction of tokens each one gets."""
-    count_E = tf.cast(tf.math.bincount(expert_T, minlength=num_experts + 1), tf.float32)[
-        :num_experts
-    ]
-    return tf.math.divide_no_nan(count_E, tf.reduce_sum(count_E))
+def tokens_per_expert(expert_T: tf.Tensor, num_experts: int) -> tf.Tensor:
+    """int32 [T] (`num_experts`: padding) -> float32 [E]."""
+    counts = tf.math.bincount(expert_T, minlength=num_experts + 1)
+    return tf.cast(counts, tf.float32)[:num_experts]
 
 
-def load_balance_loss(probability_TE: tf.Tensor, load_E: tf.Tensor, mask_T: tf.Tensor) -> tf.Tensor:
-    """E · Σ_e f_e · P_e, f the load and P the mean probability of an expert.
+def load_balance_loss(
+    probability_TE: tf.Tensor, tokens_E: tf.Tensor, mask_T: tf.Tensor
+) -> tf.Tensor:
+    """E · Σ_e f_e · P_e, f the share of tokens and P the mean probability of an expert.
 
     Differentiable through P only. Reference: Fedus et al., 2021 (Switch), eq. 4-6, without α.
+
+    Args:
+      tokens_E: tokens of each expert, over all replicas.
     """
-    mean_E = _mean_over_tokens(probability_TE, mask_T)
-    return probability_TE.shape[-1] * tf.reduce_sum(tf.stop_gradient(load_E) * mean_E)
+    num_tokens = tf.reduce_sum(tokens_E)
+    load_E = tf.stop_gradient(share_of_mean(tokens_E, num_tokens))
+    mean_E = share_of_mean(_sum_over_tokens(probability_TE, mask_T), num_tokens)
+    return probability_TE.shape[-1] * tf.reduce_sum(load_E * mean_E)
 
 
-def z_loss(logits_TE: tf.Tensor, mask_T: tf.Tensor) -> tf.Tensor:
-    """Mean of logsumexp(logits)²: keeps logits small. Zoph et al., 2022 (ST-MoE), eq. 5."""
-    return _mean_over_tokens(tf.square(tf.reduce_logsumexp(logits_TE, axis=-1)), mask_T)
+def z_loss(logits_TE: tf.Tensor, mask_T: tf.Tensor, num_tokens: tf.Tensor) -> tf.Tensor:
+    """Mean of logsumexp(logits)²: keeps logits small. Zoph et al., 2022 (ST-MoE), eq. 5.
+
+    Args:
+      num_tokens: float32, over all replicas, padding not counted.
+    """
+    square_T = tf.square(tf.reduce_logsumexp(logits_TE, axis=-1))
+    return share_of_mean(_sum_over_tokens(square_T, mask_T), num_tokens)
 
 
-def _mean_over_tokens(x_T: tf.Tensor, mask_T: tf.Tensor) -> tf.Tensor:
-    """Mean of [T, ...] over the tokens that aren't padding; 0 if all are."""
-    weight_T = tf.cast(mask_T, x_T.dtype)
-    return tf.math.divide_no_nan(tf.tensordot(weight_T, x_T, axes=1), tf.reduce_sum(weight_T))
+def _sum_over_tokens(x_T: tf.Tensor, mask_T: tf.Tensor) -> tf.Tensor:
+    """Sum of [T, ...] over the tokens that aren't padding."""
+    return tf.tensordot(tf.cast(mask_T, x_T.dtype), x_T, axes=1)

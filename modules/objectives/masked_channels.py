@@ -10,10 +10,14 @@ import tf_keras as keras
 
 from data import spec as spec_lib
 from modules.embeddings import table as table_lib
+from modules.replicas import share_of_mean, sum_over_replicas
 
 
 class ChannelLoss(NamedTuple):
-    """One channel's part of the objective, over its masked positions; float32 scalars."""
+    """One channel's part of the objective, over its masked positions; float32 scalars.
+
+    Loss and metric are this replica's shares, the count is over all (`modules/replicas.py`).
+    """
 
     loss: tf.Tensor
     """Eq. 2; 0 if nothing is masked."""
@@ -257,9 +261,9 @@ def _bag_cross_entropy(
 
 
 def _mean_over_masked(loss_M: tf.Tensor, metric_M: tf.Tensor) -> ChannelLoss:
-    count = tf.cast(tf.shape(loss_M)[0], tf.float32)
+    count = sum_over_replicas(tf.cast(tf.shape(loss_M)[0], tf.float32))
     return ChannelLoss(
-        loss=tf.math.divide_no_nan(tf.reduce_sum(loss_M), count),
-        metric=tf.math.divide_no_nan(tf.reduce_sum(metric_M), count),
+        loss=share_of_mean(tf.reduce_sum(loss_M), count),
+        metric=share_of_mean(tf.reduce_sum(metric_M), count),
         count=count,
     )

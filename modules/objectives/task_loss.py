@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from data import spec as spec_lib
+from modules.replicas import share_of_mean, sum_over_replicas
 
 
 def task_loss(
@@ -24,7 +25,8 @@ def task_loss(
       mask_BK: bool, False for padding.
 
     Returns:
-      The loss, 0 (with zero gradients) where nothing is labelled, and Σδ; float32 scalars.
+      The loss, 0 (with zero gradients) where nothing is labelled, and Σδ; float32 scalars. The
+      loss is this replica's share, Σδ is over all replicas (`modules/replicas.py`).
     """
     present_BK = mask_BK & ~tf.math.is_nan(labels_BK)
     # Before the loss, not after: the gradient of an unselected NaN is NaN.
@@ -33,9 +35,9 @@ def task_loss(
     chosen = present_BK[..., tf.newaxis] if task.type == "multiclass" else present_BK
     logits_BK = tf.where(chosen, logits_BK, 0.0)
     delta_BK = tf.cast(present_BK, tf.float32)
-    count = tf.reduce_sum(delta_BK)
+    count = sum_over_replicas(tf.reduce_sum(delta_BK))
     loss_BK = _elementwise(task.type, logits_BK, labels_BK)
-    return tf.math.divide_no_nan(tf.reduce_sum(delta_BK * loss_BK), count), count
+    return share_of_mean(tf.reduce_sum(delta_BK * loss_BK), count), count
 
 
 def _elementwise(kind: str, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
