@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from modules.embeddings import adagrad
+
 
 @keras.saving.register_keras_serializable("user_representations")
 class RowwiseAdagrad(keras.optimizers.Optimizer):
@@ -19,7 +21,7 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
     before the square (Keras does so before `update_step`). A dense gradient updates every
     row by the same rule; a vector or scalar is one row per element.
 
-    Reference: Duchi et al., 2011; row-wise as in DLRM (Naumov et al., 2019) and FBGEMM.
+    The rule is `adagrad`'s, which large tables' shards share.
 
     Args:
       learning_rate: a float or a `LearningRateSchedule`.
@@ -29,8 +31,8 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.05,
-        initial_accumulator_value: float = 0.1,
-        epsilon: float = 1e-10,
+        initial_accumulator_value: float = adagrad.INITIAL_STATE,
+        epsilon: float = adagrad.EPSILON,
         name: str = "RowwiseAdagrad",
         **kwargs: Any,
     ):
@@ -69,13 +71,15 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
         accumulator = self._accumulators[self._index_dict[self._var_key(variable)]]
         if isinstance(gradient, tf.IndexedSlices):
             rows, values = gradient.indices, gradient.values
-            accumulator.scatter_add(tf.IndexedSlices(_mean_square(values), rows))
-            scale = learning_rate * tf.math.rsqrt(tf.gather(accumulator, rows) + self.epsilon)
-            variable.scatter_sub(tf.IndexedSlices(_times_row(values, scale), rows))
+            added = adagrad.squared(values, "rowwise_adagrad")
+            accumulator.scatter_add(tf.IndexedSlices(added, rows))
+            state = tf.gather(accumulator, rows)
+            step = adagrad.step(values, state, learning_rate, self.epsilon)
+            variable.scatter_sub(tf.IndexedSlices(step, rows))
         else:
-            accumulator.assign_add(_mean_square(gradient))
-            scale = learning_rate * tf.math.rsqrt(accumulator + self.epsilon)
-            variable.assign_sub(_times_row(gradient, scale))
+            accumulator.assign_add(adagrad.squared(gradient, "rowwise_adagrad"))
+            step = adagrad.step(gradient, accumulator, learning_rate, self.epsilon)
+            variable.assign_sub(step)
 
     def get_config(self) -> dict:
         return super().get_config() | {
@@ -83,14 +87,3 @@ class RowwiseAdagrad(keras.optimizers.Optimizer):
             "initial_accumulator_value": self.initial_accumulator_value,
             "epsilon": self.epsilon,
         }
-
-
-def _mean_square(gradient: tf.Tensor) -> tf.Tensor:
-    """[rows, ...] -> [rows]."""
-    return tf.reduce_mean(tf.square(gradient), axis=list(range(1, gradient.shape.rank)))
-
-
-def _times_row(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """[rows, ...] · [rows], broadcast over the trailing axes."""
-    trailing = [1] * (x.shape.rank - scale.shape.rank)
-    return x * tf.reshape(scale, tf.concat([tf.shape(scale), tf.constant(trailing, tf.int32)], 0))
