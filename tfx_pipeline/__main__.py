@@ -14,7 +14,7 @@ from data.spec import SpecError
 from tfx_pipeline import environment
 from tfx_pipeline.layout import OutputError
 
-COMMANDS = ("run", "simulate", "report", "serve", "predict", "embed")
+COMMANDS = ("run", "simulate", "report", "serve", "predict", "embed", "launch", "manifests")
 _USAGE_ERROR = 2
 
 

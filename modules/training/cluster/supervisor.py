@@ -111,6 +111,11 @@ class Supervisor:
                 raise
             raise TimeoutError(f"the cluster still runs after {timeout} s") from None
 
+    @property
+    def ended(self) -> bool:
+        """Whether `wait` would return (or raise) at once."""
+        return self._outcome.done()
+
     def stop(self) -> None:
         """Asks the cluster to stop: trainers save, then all is taken down. Returns at once."""
         self._stopping = True

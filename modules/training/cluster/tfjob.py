@@ -1,0 +1,95 @@
+"""The Kubeflow TFJob (kubeflow.org/v1) of a cluster: the same roles, placement and dials.
+
+The training-operator sets `TF_CONFIG` in every pod. `restartPolicy: OnFailure` everywhere:
+under `ExitCode` codes below 128 are final, also a pre-empted trainer's 75.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from modules.training.cluster.config import ROLES, Cluster, ClusterError, Kubernetes, Role
+from modules.training.cluster.server import server_arguments
+
+_REPLICA_NAMES: dict[Role, str] = {"chief": "Chief", "worker": "Worker", "ps": "PS"}
+# The operator looks for these names, and puts this port into TF_CONFIG's addresses.
+_CONTAINER, _PORT_NAME, _PORT = "tensorflow", "tfjob-port", 2222
+_GPU = "nvidia.com/gpu"
+
+
+def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
+    """The manifest of a cluster that trains `task` (a path in the shared volume).
+
+    Raises:
+      ClusterError: the cluster has no `kubernetes`, or the task isn't in its volume.
+    """
+    kubernetes = cluster.kubernetes
+    if kubernetes is None:
+        raise ClusterError(
+            "kubernetes: a manifest needs it: {name: …, image: …, volume: {claim: …}}"
+        )
+    mount = kubernetes.volume.mount.rstrip("/")
+    if not task.startswith(f"{mount}/"):
+        raise ClusterError(
+            f"kubernetes.volume.mount: pods find the task in the shared volume, below {mount}/,"
+            f" not at {task}"
+        )
+    replicas = {
+        _REPLICA_NAMES[role]: _replica(cluster, kubernetes, role, task)
+        for role in ROLES
+        if cluster.count(role)
+    }
+    processes = sum(cluster.count(role) for role in ROLES)
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "TFJob",
+        "metadata": {"name": kubernetes.name, "namespace": kubernetes.namespace},
+        "spec": {
+            "runPolicy": {
+                "cleanPodPolicy": "Running",  # servers don't end by themselves
+                "backoffLimit": cluster.max_restarts * processes,  # the operator adds them all up
+            },
+            "tfReplicaSpecs": replicas,
+        },
+    }
+
+
+def manifest_yaml(cluster: Cluster, task: str) -> str:
+    """`tfjob` as a file."""
+    return yaml.safe_dump(tfjob(cluster, task), sort_keys=False, width=100)
+
+
+def _replica(cluster: Cluster, kubernetes: Kubernetes, role: Role, task: str) -> dict[str, Any]:
+    trains = role in cluster.trainer_roles
+    training = ["-m", "modules.training.task", f"--task={task}"]
+    container = {
+        "name": _CONTAINER,
+        "image": kubernetes.image,
+        "command": ["python"],
+        "args": training if trains else server_arguments(cluster),
+        "ports": [{"name": _PORT_NAME, "containerPort": _PORT}],
+        "resources": _resources(kubernetes, role),
+        "volumeMounts": [{"name": "training", "mountPath": kubernetes.volume.mount}],
+    }
+    claim = {"claimName": kubernetes.volume.claim}
+    pod = {
+        "terminationGracePeriodSeconds": kubernetes.grace_seconds,
+        "containers": [container],
+        "volumes": [{"name": "training", "persistentVolumeClaim": claim}],
+    }
+    return {
+        "replicas": cluster.count(role),
+        "restartPolicy": "OnFailure",
+        "template": {"spec": pod},
+    }
+
+
+def _resources(kubernetes: Kubernetes, role: Role) -> dict[str, dict[str, str]]:
+    asked = getattr(kubernetes, role)
+    amounts = {"cpu": asked.cpu, "memory": asked.memory}
+    if asked.gpus:
+        amounts[_GPU] = str(asked.gpus)
+    # Memory isn't overcommitted: a parameter server that grows past its node loses its shard.
+    return {"requests": amounts, "limits": dict(amounts)}
