@@ -85,17 +85,17 @@ def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
     code = {"train": _TRAIN, "eval": _EVAL}.get(split)
     if code is None:
         raise ValueError(f"split {split!r}: expected 'train' or 'eval'")
-    ragged = dict(ragged)
-    keep = tf.equal(ragged["target_split"], code)
-    for name in target_features(spec):
-        if name in ragged:
-            ragged[name] = tf.ragged.boolean_mask(ragged[name], keep)
+    keep = tf.equal(ragged["target_split"].flat_values, code)
+    names = [name for name in target_features(spec) if name in ragged]
+    kept = _filtered(ragged, names, ragged["target_split"].row_splits, keep)
     if split == "train":
-        num_events, _ = lengths(ragged, spec)
-        visible = tf.ragged.range(num_events) < ragged["train_length"].flat_values[:, tf.newaxis]
-        for channel in spec.scope("sequence"):
-            ragged[channel.feature] = tf.ragged.boolean_mask(ragged[channel.feature], visible)
-    return ragged
+        names = [c.feature for c in spec.scope("sequence")]
+        events = tf.ragged.range(ragged[names[0]].row_lengths())
+        visible = events.flat_values < tf.gather(
+            ragged["train_length"].flat_values, events.value_rowids()
+        )
+        kept |= _filtered(ragged, names, events.row_splits, visible)
+    return ragged | kept
 
 
 def target_features(spec: Spec) -> list[str]:
@@ -191,6 +191,30 @@ def suffix_features(batch: Batch, spec: Spec, instance: tf.Tensor, end: tf.Tenso
     return rows
 
 
+def _filtered(
+    ragged: Ragged, names: list[str], row_splits: tf.Tensor, keep: tf.Tensor
+) -> dict[str, tf.RaggedTensor]:
+    """The named lists without the items where `keep`, bool [items], is false.
+
+    As `tf.ragged.boolean_mask`, with a fifth of its ops: the new rows are worked out once for all.
+    """
+    splits = tf.stack([ragged[name].row_splits for name in names])
+    same = tf.debugging.Assert(
+        tf.reduce_all(tf.equal(splits, row_splits)),
+        ["lists of different lengths in one instance, among", names],
+    )
+    with tf.control_dependencies([same] if same is not None else []):
+        items = tf.where(keep)[:, 0]
+    kept_before = tf.concat([[0], tf.cumsum(tf.cast(keep, tf.int64))], axis=0)
+    kept_splits = tf.gather(kept_before, row_splits)
+    return {
+        name: tf.RaggedTensor.from_row_splits(
+            tf.gather(ragged[name].values, items), kept_splits, validate=False
+        )
+        for name in names
+    }
+
+
 def _longest(ragged: Ragged, names: list[str]) -> tf.Tensor:
     present = [ragged[name].row_lengths() for name in names if name in ragged]
     return tf.reduce_max(tf.stack(present), axis=0)
@@ -216,4 +240,4 @@ def _to_ragged(value: tf.Tensor | tf.SparseTensor | tf.RaggedTensor) -> tf.Ragge
         return value
     if isinstance(value, tf.SparseTensor):
         return tf.RaggedTensor.from_sparse(value)
-    return tf.RaggedTensor.from_uniform_row_length(tf.reshape(value, [-1]), 1)
+    return tf.RaggedTensor.from_uniform_row_length(tf.reshape(value, [-1]), 1, validate=False)
