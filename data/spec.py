@@ -85,8 +85,45 @@ class CategoryChannel(_TableChannel):
     min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
 
 
+class Compression(_Strict):
+    """An id table that must shrink: the hashed ids are composed from fewer stored rows."""
+
+    method: Literal["multi_hash", "quotient_remainder"]
+    """Sum of the rows of several hashes, or product of a remainder's and a quotient's row."""
+    rows: Annotated[int, pydantic.Field(ge=2)]
+    """Stored rows of all ids outside `top_k`; the channel's own `rows` says how many hash
+    buckets are told apart, which costs nothing and may be huge."""
+    hashes: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
+    """multi_hash only; 2 unless given."""
+
+    @property
+    def num_hashes(self) -> int:
+        return self.hashes or 2
+
+    @pydantic.model_validator(mode="after")
+    def _hashes_go_with_multi_hash(self) -> Compression:
+        if self.hashes and self.method != "multi_hash":
+            raise ValueError("'hashes' goes with method multi_hash")
+        return self
+
+
+class Dynamic(_Strict):
+    """An id table without a vocabulary: ids get a row when they prove frequent, and lose it when
+    they stop coming."""
+
+    capacity: Annotated[int, pydantic.Field(ge=8, multiple_of=8)]
+    """Ids that have a row of their own at any time."""
+    tail_rows: Annotated[int, pydantic.Field(ge=1)]
+    """Hashed rows that all other ids share."""
+    admit_after: Annotated[int, pydantic.Field(ge=1, le=255)] = 2
+    """Batches an id must lately have been in to get a row."""
+    evict_after: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Steps without the id until its row is free for another; null: never."""
+
+
 class IdChannel(_TableChannel):
-    """Many ids. Frequent ones (`top_k`) get private rows, the rest share `rows` hashed ones.
+    """Many ids. Frequent ones (`top_k`) get private rows, the rest share `rows` hashed ones;
+    or, with `dynamic`, those that come often at the time do.
 
     int ids are non-negative; missing is -1. string ids: missing is ''.
     """
@@ -98,6 +135,8 @@ class IdChannel(_TableChannel):
     top_k: Annotated[int, pydantic.Field(ge=0)] | None = None
     min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
     """An id seen fewer times in training data is hashed even if within `top_k`."""
+    compression: Compression | None = None
+    dynamic: Dynamic | None = None
 
 
 class DenseChannel(_Channel):
@@ -243,7 +282,9 @@ class Phase(_Strict):
     learning_rate: Annotated[float, pydantic.Field(gt=0.0)] = 1e-3
     """AdamW, of the dense part; warmed up, then decayed to a tenth by a cosine."""
     table_learning_rate: Annotated[float, pydantic.Field(gt=0.0)] = 0.05
-    """Row-wise Adagrad, of the tables."""
+    """Of the tables' optimizer."""
+    table_optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
+    """Row-wise: one float of state a row instead of one an element."""
     weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
 
 
@@ -379,7 +420,7 @@ class Spec(_Strict):
     @pydantic.model_validator(mode="after")
     def _tables_are_consistent(self) -> Spec:
         for table, channels in self.tables.items():
-            for key in ("kind", "dim", "rows", "top_k", "min_count", "dtype", "values"):
+            for key in _TABLE_SETTINGS:
                 given = {
                     f"{c.scope} {c.name}": getattr(c, key)
                     for c in channels
@@ -390,10 +431,8 @@ class Spec(_Strict):
                         f"channels: table {table!r} is shared with different {key}: "
                         + ", ".join(f"{n}={v}" for n, v in given.items())
                     )
-            if channels[0].kind == "id" and not any(getattr(c, "rows", None) for c in channels):
-                raise ValueError(
-                    f"channels: id table {table!r} needs 'rows' on one of its channels"
-                )
+            if channels[0].kind == "id":
+                _check_id_table(table, channels)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -434,6 +473,43 @@ class Spec(_Strict):
         if self.sequence.window <= self.sequence.max_length:
             raise ValueError("sequence: window must be larger than max_length")
         return self
+
+
+_TABLE_SETTINGS = (
+    "kind",
+    "dim",
+    "rows",
+    "top_k",
+    "min_count",
+    "dtype",
+    "values",
+    "compression",
+    "dynamic",
+)
+
+
+def _check_id_table(table: str, channels: tuple[CategoryChannel | IdChannel, ...]) -> None:
+    rows = table_setting(channels, "rows", None)
+    compression = table_setting(channels, "compression", None)
+    if table_setting(channels, "dynamic", None) is not None:
+        for key in ("rows", "top_k", "min_count", "compression"):
+            if table_setting(channels, key, None) is not None:
+                raise ValueError(f"channels: id table {table!r} is dynamic: it takes no {key!r}")
+    elif rows is None:
+        raise ValueError(
+            f"channels: id table {table!r} needs 'rows' (or 'dynamic') on one of its channels"
+        )
+    elif compression is not None:
+        if any(c.mask_prediction for c in channels):
+            raise ValueError(
+                f"channels: id table {table!r} is compressed: its ids share rows and can't be"
+                " predicted, so no channel of it takes mask_prediction"
+            )
+        if compression.method == "quotient_remainder" and compression.rows**2 < 4 * rows:
+            raise ValueError(
+                f"channels: id table {table!r}: compression.rows {compression.rows} can't tell"
+                f" {rows} rows apart by quotient and remainder; 2·√rows can"
+            )
 
 
 def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from data.spec import Channel, DenseChannel, Spec
-from modules.embeddings.table import MISSING, PAD
+from modules.embeddings.table import MISSING, PAD, rows_key
 
 Batch = dict[str, tf.Tensor]
 Ragged = dict[str, tf.RaggedTensor]
@@ -188,7 +188,8 @@ def suffix_features(batch: Batch, spec: Spec, instance: tf.Tensor, end: tf.Tenso
         rows[channel.feature] = tf.where(keep, values, filler)
     for channel in spec.scope("context"):
         rows[channel.feature] = tf.gather(batch[channel.feature], instance)
-    return rows
+    own_rows = {rows_key(table) for table in spec.tables} & batch.keys()
+    return rows | {name: batch[name] for name in own_rows}
 
 
 def _filtered(

@@ -21,3 +21,11 @@ def sum_over_replicas(count: tf.Tensor) -> tf.Tensor:
 def share_of_mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """`total` / `count`, 0 where nothing was counted; `count` is already over all replicas."""
     return tf.math.divide_no_nan(total, count)
+
+
+def replica_id() -> tf.Tensor:
+    """This replica's number in a synchronous step, int32 scalar; 0 outside of one."""
+    context = tf.distribute.get_replica_context()
+    return tf.convert_to_tensor(
+        0 if context is None else context.replica_id_in_sync_group, tf.int32
+    )

@@ -66,7 +66,8 @@ class FeatureProjection(keras.layers.Layer):
 
         Args:
           features: by `channel.feature`: int64 [...] row numbers (multi-valued [..., V]) or
-            float32 [...] with NaN for missing. Others are ignored.
+            float32 [...] with NaN for missing; and a localized batch's own rows of the large
+            tables (`rows_<table>`). Others are ignored.
 
         Returns:
           Compute dtype [..., D], the leading axes those of the features.
@@ -91,7 +92,9 @@ class FeatureProjection(keras.layers.Layer):
             missing = tf.math.is_nan(values)
             parts = (tf.where(missing, 0.0, values), missing)
             return [tf.cast(part, self.compute_dtype)[..., tf.newaxis] for part in parts]
-        rows = tf.cast(self._table(channel.table_name)(values), self.compute_dtype)
+        own_rows = features.get(table_lib.rows_key(channel.table_name))
+        found = self._table(channel.table_name)(values, rows=own_rows)
+        rows = tf.cast(found, self.compute_dtype)
         return [mean_of_values(rows, values) if channel.multi_valued else rows]
 
 

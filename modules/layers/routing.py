@@ -76,7 +76,7 @@ def route(logits_TE: tf.Tensor, mask_T: tf.Tensor) -> Routing:
 def tokens_per_expert(expert_T: tf.Tensor, num_experts: int) -> tf.Tensor:
     """int32 [T] (`num_experts`: padding) -> float32 [E]."""
     counts = tf.math.bincount(expert_T, minlength=num_experts + 1)
-    return tf.cast(counts, tf.float32)[:num_experts]
+    return tf.ensure_shape(tf.cast(counts, tf.float32)[:num_experts], [num_experts])
 
 
 def load_balance_loss(

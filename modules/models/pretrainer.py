@@ -9,6 +9,7 @@ from modules.features import Batch
 from modules.models.supermoe import Encoder, embedding_tables
 from modules.objectives.masked_channels import build_heads, mask_channels, mcp_loss
 from modules.objectives.router import expert_loads, router_loss
+from modules.replicas import replica_id
 
 
 class Pretrainer(tf.Module):
@@ -33,6 +34,7 @@ class Pretrainer(tf.Module):
     def loss(self, batch: Batch, step: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Eq. 2 averaged over the masked channels, plus the routers' losses."""
         seed = tf.stack([tf.constant(self.spec.training.seed, tf.int64), step])
+        seed = tf.random.experimental.stateless_fold_in(seed, replica_id())
         masked, positions = mask_channels(
             batch,
             self.spec.mcp_channels,

@@ -31,7 +31,11 @@ def embedding_tables(spec: Spec, rows: dict[str, int]) -> dict[str, EmbeddingTab
     """One table a name; channels that share a name share the table."""
     return {
         name: EmbeddingTable(
-            rows[name], table_setting(channels, "dim", _DEFAULT_TABLE_DIM), name=name
+            rows[name],
+            table_setting(channels, "dim", _DEFAULT_TABLE_DIM),
+            name=name,
+            large=rows[name] > spec.model.full_softmax_rows,
+            seed=spec.training.seed,
         )
         for name, channels in spec.tables.items()
     }

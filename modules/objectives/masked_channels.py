@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import tf_keras as keras
 from data import spec as spec_lib
 from modules.embeddings import table as table_lib
 from modules.replicas import share_of_mean, sum_over_replicas
+
+_MAX_COUNTERS = 2**20
 
 
 class ChannelLoss(NamedTuple):
@@ -118,20 +121,16 @@ def mcp_loss(
     for feature, head in heads.items():
         index_M2 = tf.where(positions[feature])
         h_MD = tf.gather_nd(h_BLD, index_M2)
-        parts[feature] = head(h_MD, tf.gather_nd(features[feature], index_M2), training=training)
+        targets = tf.gather_nd(features[feature], index_M2)
+        parts[feature] = head(h_MD, targets, features, training=training)
     return tf.reduce_mean(tf.stack([p.loss for p in parts.values()])), parts
 
 
 def build_heads(
     channels: Sequence[spec_lib.Channel],
     tables: Mapping[str, table_lib.EmbeddingTable],
-    full_softmax_limit: int = 20_000,
 ) -> dict[str, keras.layers.Layer]:
-    """A head per MCP channel, by feature.
-
-    Tables of at most `full_softmax_limit` rows are predicted by a softmax over all rows, larger
-    ones by a sampled softmax.
-    """
+    """A head per MCP channel, by feature: large tables are predicted by a sampled softmax."""
     heads: dict[str, keras.layers.Layer] = {}
     for channel in channels:
         name = f"mcp_{channel.feature}"
@@ -139,7 +138,7 @@ def build_heads(
             heads[channel.feature] = DenseChannelHead(name=name)
             continue
         table = tables[channel.table_name]
-        head = FullSoftmaxHead if table.num_rows <= full_softmax_limit else SampledSoftmaxHead
+        head = SampledSoftmaxHead if table.large else FullSoftmaxHead
         heads[channel.feature] = head(table, name=name)
     return heads
 
@@ -159,9 +158,15 @@ class FullSoftmaxHead(keras.layers.Layer):
         self.query = keras.layers.Dense(table.dim, dtype="float32")
         self.bias = self.add_weight("bias", (table.num_rows,), initializer="zeros")
 
-    def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
+    def call(
+        self,
+        h_MD: tf.Tensor,
+        targets: tf.Tensor,
+        features: Mapping[str, tf.Tensor] = types.MappingProxyType({}),
+        training: bool = False,
+    ) -> ChannelLoss:
         """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
-        del training
+        del features, training
         targets_MV = _as_bags(targets)
         reserved_R = tf.range(self.bias.shape[0]) < table_lib.NUM_RESERVED
         bias_R = tf.where(reserved_R, tf.float32.min, self.bias)
@@ -175,7 +180,8 @@ class SampledSoftmaxHead(keras.layers.Layer):
     A value u is a candidate with probability 1 - (1 - Q_u)^n, n draws a batch, so popular values
     would be punished for being popular; subtracting the log of that probability from the scores
     (logQ, as `tf.nn.sampled_softmax_loss` does) makes the full softmax the target again.
-    Q is counted while training, one integer a row, starting from one of each.
+    Q is counted while training, starting from one of each: an integer a row, or a hashed one where
+    a table has more than 2^20 rows (as the paper does). Every replica counts what it sees.
 
     Weights, bags and precision as in `FullSoftmaxHead`; no bias.
     Reference: Yi et al., 2019 (sampling-bias-corrected in-batch softmax).
@@ -183,21 +189,38 @@ class SampledSoftmaxHead(keras.layers.Layer):
 
     def __init__(self, table: table_lib.EmbeddingTable, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
-        self._rows = lambda: table.rows
+        self._table = lambda: table
         self.query = keras.layers.Dense(table.dim, dtype="float32")
-        self.counts = self.add_weight(
-            "counts", (table.num_rows,), dtype=tf.int32, initializer="ones", trainable=False
-        )
-        self.total = self.add_weight(
-            "total",
-            (),
-            dtype=tf.int64,
-            initializer=keras.initializers.Constant(table.num_rows),
+        counters = min(table.num_rows, _MAX_COUNTERS)
+        self.counts = self._add_counter("counts", (counters,), tf.int32, 1)
+        self.total = self._add_counter("total", (), tf.int64, counters)
+
+    def _add_counter(
+        self, name: str, shape: tuple[int, ...], dtype: tf.DType, start: int
+    ) -> tf.Variable:
+        return self.add_weight(
+            name,
+            shape,
+            dtype=dtype,
+            initializer=keras.initializers.Constant(start),
             trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def call(self, h_MD: tf.Tensor, targets: tf.Tensor, training: bool = False) -> ChannelLoss:
-        """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
+    def call(
+        self,
+        h_MD: tf.Tensor,
+        targets: tf.Tensor,
+        features: Mapping[str, tf.Tensor] = types.MappingProxyType({}),
+        training: bool = False,
+    ) -> ChannelLoss:
+        """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss.
+
+        `features` of a localized batch hold the table's own rows, which `targets` then index.
+        """
+        table = self._table()
+        own_rows = features.get(table_lib.rows_key(table.name))
         targets_MV = _as_bags(targets)
         valid_MV = targets_MV >= table_lib.NUM_RESERVED
         # PAD leads, so that there is a column (never a candidate) even if nothing is masked.
@@ -207,19 +230,24 @@ class SampledSoftmaxHead(keras.layers.Layer):
         rows_U, column, times_U = tf.unique_with_counts(drawn)
         reserved_U = rows_U < table_lib.NUM_RESERVED
         times_U = tf.where(reserved_U, 0, times_U)
+        if own_rows is None:
+            candidates_UD, numbers_U = table.lookup(rows_U), rows_U
+        else:
+            candidates_UD = tf.gather(own_rows, rows_U)
+            numbers_U = tf.gather(features[table_lib.ids_key(table.name)], rows_U)
+        counter_U = numbers_U % self.counts.shape[0]
         if training:
-            self.counts.scatter_add(tf.IndexedSlices(times_U, rows_U))
+            self.counts.scatter_add(tf.IndexedSlices(times_U, counter_U))
             self.total.assign_add(tf.cast(tf.reduce_sum(times_U), tf.int64))
-        candidates_UD = tf.gather(self._rows(), rows_U)
-        log_q_U = self._log_inclusion(rows_U, tf.reduce_sum(times_U))
+        log_q_U = self._log_inclusion(counter_U, tf.reduce_sum(times_U))
         offset_U = tf.where(reserved_U, tf.float32.min, -log_q_U)
         scores_MU = tf.matmul(self.query(h_MD), candidates_UD, transpose_b=True) + offset_U
         column_MV = tf.reshape(column[1:], tf.shape(targets_MV))
         return _bag_cross_entropy(scores_MU, column_MV, valid_MV)
 
-    def _log_inclusion(self, rows_U: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    def _log_inclusion(self, counter_U: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """log(1 - (1 - Q)^draws), float32 [U]."""
-        count_U = tf.cast(tf.gather(self.counts, rows_U), tf.float32)
+        count_U = tf.cast(tf.gather(self.counts, counter_U), tf.float32)
         log_absent_U = tf.math.log1p(-count_U / tf.cast(self.total, tf.float32))
         return tf.math.log(-tf.math.expm1(tf.cast(tf.maximum(draws, 1), tf.float32) * log_absent_U))
 
@@ -231,9 +259,15 @@ class DenseChannelHead(keras.layers.Layer):
         super().__init__(**kwargs, dtype="float32")
         self.value = keras.layers.Dense(1, dtype="float32")
 
-    def call(self, h_MD: tf.Tensor, targets_M: tf.Tensor, training: bool = False) -> ChannelLoss:
+    def call(
+        self,
+        h_MD: tf.Tensor,
+        targets_M: tf.Tensor,
+        features: Mapping[str, tf.Tensor] = types.MappingProxyType({}),
+        training: bool = False,
+    ) -> ChannelLoss:
         """float [M, D], float32 [M] -> ChannelLoss."""
-        del training
+        del features, training
         error_M = tf.abs(tf.squeeze(self.value(h_MD), axis=-1) - targets_M)
         huber_M = tf.where(error_M <= 1.0, 0.5 * tf.square(error_M), error_M - 0.5)
         return _mean_over_masked(huber_M, error_M)

@@ -199,15 +199,18 @@ def test_dense_head_is_huber():
     np.testing.assert_allclose(out.metric, error.mean(), rtol=1e-5)
 
 
-def make_heads(full_softmax_limit):
-    tables = {"item": EmbeddingTable(12, 4, "item"), "tag": EmbeddingTable(9, 3, "tag")}
-    return tables, mcp.build_heads(CHANNELS, tables, full_softmax_limit)
+def make_heads(large):
+    tables = {
+        "item": EmbeddingTable(12, 4, "item", large=large),
+        "tag": EmbeddingTable(9, 3, "tag", large=large),
+    }
+    return tables, mcp.build_heads(CHANNELS, tables)
 
 
-@pytest.mark.parametrize("limit, kind", [(12, mcp.FullSoftmaxHead), (8, mcp.SampledSoftmaxHead)])
-def test_mcp_loss_reads_masked_positions_only(masked, limit, kind):
+@pytest.mark.parametrize("large, kind", [(0, mcp.FullSoftmaxHead), (1, mcp.SampledSoftmaxHead)])
+def test_mcp_loss_reads_masked_positions_only(masked, large, kind):
     features, _, _, positions = masked
-    tables, heads = make_heads(limit)
+    tables, heads = make_heads(large)
     assert isinstance(heads["sequence_item"], kind)
     h = tf.random.stateless_normal([40, 50, D], [1, 2])
     anywhere = np.logical_or.reduce([p.numpy() for p in positions.values()])
@@ -224,10 +227,10 @@ def test_mcp_loss_reads_masked_positions_only(masked, limit, kind):
     np.testing.assert_allclose(mcp.mcp_loss(heads, elsewhere, features, positions)[0], total)
 
 
-@pytest.mark.parametrize("limit", [12, 8])
-def test_nothing_masked_is_zero_without_nan(limit):
+@pytest.mark.parametrize("large", [False, True])
+def test_nothing_masked_is_zero_without_nan(large):
     features, mask = make_features(4, 5)
-    tables, heads = make_heads(limit)
+    tables, heads = make_heads(large)
     positions = {c.feature: tf.zeros_like(mask) for c in CHANNELS}
     h = tf.ones([4, 5, D])
     with tf.GradientTape() as tape:
@@ -239,9 +242,9 @@ def test_nothing_masked_is_zero_without_nan(limit):
     assert len(weights) >= 6
 
 
-@pytest.mark.parametrize("limit", [12, 8])
-def test_mcp_in_a_graph_with_unknown_dimensions_and_half_precision(limit):
-    _, heads = make_heads(limit)
+@pytest.mark.parametrize("large", [False, True])
+def test_mcp_in_a_graph_with_unknown_dimensions_and_half_precision(large):
+    _, heads = make_heads(large)
     features, mask = make_features(6, 7)
     specs = {k: tf.TensorSpec([None] * v.shape.rank, v.dtype) for k, v in features.items()}
     h = tf.random.stateless_normal([6, 7, D], [1, 2], dtype=tf.float16)

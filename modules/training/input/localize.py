@@ -11,18 +11,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from data.spec import Spec
-from modules.embeddings.table import NUM_RESERVED
+from modules.embeddings.table import NUM_RESERVED, ids_key, rows_key
 from modules.features import Batch
-
-
-def ids_key(table: str) -> str:
-    """The batch's key of a large table's distinct row numbers, int64 [U]."""
-    return f"row_ids_{table}"
-
-
-def rows_key(table: str) -> str:
-    """The batch's key of those rows' values, float32 [U, dim]."""
-    return f"rows_{table}"
 
 
 def large_tables(spec: Spec, rows: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
