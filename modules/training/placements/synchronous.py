@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from data.spec import Phase
@@ -120,8 +121,8 @@ class Packing:
     def pack(self, values: Scalars) -> tf.Tensor:
         return tf.concat([tf.reshape(values[name], [-1]) for name in self._shapes], axis=0)
 
-    def unpack(self, vector: tf.Tensor) -> dict[str, Any]:
-        flat, start, values = vector.numpy(), 0, {}
+    def unpack(self, vector: tf.Tensor | np.ndarray) -> dict[str, Any]:
+        flat, start, values = np.asarray(vector), 0, {}
         for name, shape in self._shapes.items():
             size = math.prod(shape)
             values[name] = flat[start : start + size].reshape(shape)
