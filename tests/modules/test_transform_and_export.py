@@ -26,7 +26,7 @@ from modules.models.supermoe import SuperMoE
 from modules.preprocessing import preprocessing_fn, table_rows
 from modules.training import files, finetune, pretrain
 from modules.training.export import export
-from modules.training.reader import batches
+from modules.training.input.file_order import file_order_batches
 from modules.training.warm_start import load_encoder, save_encoder
 from tests.data.small import event_table, small_spec, user_table
 
@@ -131,7 +131,7 @@ class Transformed:
 
     def batches(self, split, batch_size=8, **kwargs):
         paths = files.of_split(self.fn_args, self.spec, split)
-        return batches(paths, self.output, self.spec, split, batch_size, **kwargs)
+        return file_order_batches(paths, self.output, self.spec, split, batch_size, **kwargs)
 
 
 def _ipc(batch):
@@ -205,9 +205,8 @@ def test_missing_values_get_their_own_row_and_real_ones_never_a_reserved_one(tra
 
 
 @pytest.mark.parametrize("split,code", [("train", 0), ("eval", 1)])
-@pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_an_epoch_holds_every_target_of_its_split_once(transformed, split, code, seed, batch_size):
+def test_a_pass_holds_every_target_of_its_split_once(transformed, split, code, batch_size):
     """`spend` is a random number, missing now and then: no two targets share one."""
     place = [row["target_split"] for row in transformed.raw.to_pylist()]
     labels = [row["label_spend"] for row in transformed.raw.to_pylist()]
@@ -216,28 +215,10 @@ def test_an_epoch_holds_every_target_of_its_split_once(transformed, split, code,
     )
     got = [
         b["label_spend"].numpy()[b["target_mask"]]
-        for b in transformed.batches(split, batch_size, seed=seed)
+        for b in transformed.batches(split, batch_size)
     ]
     assert len(got) > 16 / batch_size, "several groups of batches"
     np.testing.assert_array_equal(np.sort(np.concatenate(got)), np.sort(expected))
-
-
-def _order(dataset):
-    """Lengths of the batches' instances, as read."""
-    return [b["sequence_mask"].numpy().sum(axis=1).tolist() for b in dataset]
-
-
-def test_a_seed_shuffles_anew_every_epoch_and_the_same_way_every_run(transformed):
-    in_file_order = _order(transformed.batches("train", 1, min_targets=0))
-    keras.utils.set_random_seed(0)
-    dataset = transformed.batches("train", 1, seed=3, min_targets=0)
-    epochs = [_order(dataset), _order(dataset)]
-    assert in_file_order != epochs[0] != epochs[1]
-    assert sorted(in_file_order) == sorted(epochs[0]) == sorted(epochs[1])
-    keras.utils.set_random_seed(0)
-    again = transformed.batches("train", 1, seed=3, min_targets=0)
-    assert [_order(again), _order(again)] == epochs
-    assert _order(transformed.batches("train", 1, min_targets=0)) == in_file_order
 
 
 def test_training_and_serving_agree(transformed, model, tmp_path):
@@ -250,7 +231,7 @@ def test_training_and_serving_agree(transformed, model, tmp_path):
     examples = np.array(transformed.examples, object)[transformed.is_eval]
     answers = served.signatures["serving_default"](tf.constant(examples[order]))
     rows = [raw[i] for i in order]
-    (batch,) = batches(
+    (batch,) = file_order_batches(
         files.of_split(transformed.fn_args, transformed.spec, "eval"),
         transformed.output,
         transformed.spec,

@@ -1,0 +1,42 @@
+"""Serialized transformed instances -> ragged instances of one split -> padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from data.spec import Spec
+from modules.features import Batch, Ragged, as_ragged, pad, select_split
+
+_LENGTH_MULTIPLE = 8
+
+
+def parser(
+    transform_output: tft.TFTransformOutput, spec: Spec, split: str
+) -> Callable[[tf.Tensor], Ragged]:
+    """A function from serialized instances, string [n], to the instances cut to `split`."""
+    feature_spec = transform_output.transformed_feature_spec()
+    unused = {"user_id", "user_activity", "window_last"}
+    unused |= {t.oracle_feature for t in spec.tasks}
+    feature_spec = {k: v for k, v in feature_spec.items() if k not in unused}
+
+    def parse(serialized: tf.Tensor) -> Ragged:
+        features = tf.io.parse_example(serialized, feature_spec)
+        return select_split(as_ragged(features, spec), spec, split)
+
+    return parse
+
+
+def padder(
+    transform_output: tft.TFTransformOutput, spec: Spec, split: str
+) -> Callable[[tf.Tensor], Batch]:
+    """A function from serialized instances, string [n], to a batch of them, in that order."""
+    parse = parser(transform_output, spec, split)
+
+    @tf.autograph.experimental.do_not_convert
+    def padded(serialized: tf.Tensor) -> Batch:
+        return pad(parse(serialized), spec, _LENGTH_MULTIPLE)
+
+    return padded
