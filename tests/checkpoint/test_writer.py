@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 import pytest
 import tensorflow as tf
@@ -119,6 +120,7 @@ def test_a_failed_save_is_reported_and_the_next_one_stands_on_the_last_good(
     with pytest.raises(CheckpointError, match="No space left|the server is gone$|no chunk"):
         writer.wait()
     assert ended == [True, False]
+    assert writer.saved == 1
     assert store.steps() == [1]
     assert [event for event, _ in events] == ["checkpoint_saved", "checkpoint_failed"]
     assert events[-1][1]["step"] == 2
@@ -133,6 +135,7 @@ def test_parts_that_still_write_are_waited_for_before_a_failed_draft_is_removed(
 
     def slow(folder):
         assert failed.wait(60)
+        time.sleep(0.2)  # enough to be too late, if it weren't waited for
         (folder / "late").write_text("")
         seen.append(folder.exists())
         return {}
@@ -141,7 +144,7 @@ def test_parts_that_still_write_are_waited_for_before_a_failed_draft_is_removed(
         failed.set()
         raise OSError("broken")
 
-    writer.save(1, [slow, fails], _ignore)
+    writer.save(1, [fails, slow], _ignore)
     with pytest.raises(CheckpointError, match="broken"):
         writer.wait()
     assert seen == [True]

@@ -31,7 +31,9 @@ class Rows(NamedTuple):
     state: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Rows:
-        """Those that a bool [n] or int64 [m] chooses."""
+        """Those that a bool [n] chooses; without copying when it chooses all."""
+        if chosen.all():
+            return self
         return Rows(self.ids[chosen], self.rows[chosen], self.state[chosen])
 
 
@@ -229,6 +231,8 @@ def _repacked(parts: Iterable[Rows], chunk_rows: int) -> Iterator[Rows]:
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
     return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -50,7 +50,7 @@ class AsyncWriter:
         threads: int = 8,
     ):
         self._checkpoints = checkpoints
-        self._parent = parent
+        self._saved = parent
         self._placement = placement
         self._report = report
         self._saver = ThreadPoolExecutor(1, "checkpoint")
@@ -58,6 +58,11 @@ class AsyncWriter:
         self._room = threading.BoundedSemaphore(2)  # one is written, one waits
         self._pending: list[Future[CheckpointError | None]] = []
         self._failed: CheckpointError | None = None  # of the last save
+
+    @property
+    def saved(self) -> int | None:
+        """Step of the newest complete checkpoint: what a lost shard is restored from."""
+        return self._saved
 
     @property
     def busy(self) -> bool:
@@ -107,7 +112,7 @@ class AsyncWriter:
     def _save(
         self, step: int, parts: Sequence[Part], ended: Callable[[bool], None]
     ) -> CheckpointError | None:
-        if step == self._parent:
+        if step == self._saved:
             ended(False)
             return None
         started = time.monotonic()
@@ -132,14 +137,14 @@ class AsyncWriter:
         return failed
 
     def _write(self, step: int, parts: Sequence[Part]) -> Manifest:
-        with self._checkpoints.begin(step, self._parent) as draft:
+        with self._checkpoints.begin(step, self._saved) as draft:
             writing = [self._parts.submit(part, draft.folder) for part in parts]
             wait(writing)  # all of them, as a failed draft's folder is removed
             tables = manifest.join(part.result() for part in writing)
             if draft.needs_merge:
                 tables = merge_chain(draft, tables)
             saved = draft.commit(self._placement, tables)
-        self._parent = step
+        self._saved = step
         return saved
 
 
