@@ -8,7 +8,8 @@ three resource variables on one device, where all of its work is done:
     touched  [n]                 uint8: CLEAN, TOUCHED or SAVING
 
 The functions emit operations with explicit order. They work in a `tf.function` (also where the
-shard lives on another process' device) and in a TF1 graph, eagerly too. None locks: two updates
+shard lives on another process' device) and in a TF1 graph (where `==` compares tensor objects:
+hence tf.equal), eagerly too. None locks: two updates
 of float32 rows may run at once (each element is added to, as in Hogwild), but `begin_save` and
 `end_save` rewrite all flags and must not run beside an `update`.
 """
@@ -56,12 +57,27 @@ def fill(
         return tf.group(done)
 
 
-def reset(state: tf.Variable, touched: tf.Variable) -> tf.Operation | None:
-    """The state's initial value, and no row touched."""
+def allocate(rows: tf.Variable, count: tf.Tensor) -> tf.Operation | None:
+    """Gives a variable that has no value yet its memory, unwritten: `fill` comes next.
+
+    Args:
+      count: int32 scalar, the shard's rows, as a tensor that no optimizer can know beforehand. A
+        constant would be folded: the shard would be in memory twice.
+    """
+    with tf.device(rows.device):
+        shape = tf.stack([count, rows.shape[1]])
+        return rows.assign(tf.raw_ops.Empty(shape=shape, dtype=rows.dtype), read_value=False)
+
+
+def reset(state: tf.Variable, touched: tf.Variable, count: tf.Tensor) -> tf.Operation | None:
+    """The state's initial value, and no row touched. `count`: as for `allocate`."""
     with tf.device(state.device):
-        initial = tf.fill(state.shape, tf.constant(adagrad.INITIAL_STATE, tf.float32))
-        clean = tf.fill(touched.shape, tf.constant(CLEAN, tf.uint8))
-        return tf.group(state.assign(initial), touched.assign(clean))
+        shape = tf.stack([count, *state.shape[1:]])
+        initial = tf.fill(shape, tf.constant(adagrad.INITIAL_STATE, tf.float32))
+        clean = tf.fill([count], tf.constant(CLEAN, tf.uint8))
+        return tf.group(
+            state.assign(initial, read_value=False), touched.assign(clean, read_value=False)
+        )
 
 
 def gather(rows: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
@@ -131,7 +147,7 @@ def save_chunk(
     """
     with tf.device(rows.device):
         flags = _get(touched, tf.range(low, high))
-        local = low + tf.where(flags != CLEAN)[:, 0]
+        local = low + tf.where(tf.not_equal(flags, CLEAN))[:, 0]
         count = tf.size(local, tf.int64)
 
         def write() -> tf.Tensor:
@@ -175,7 +191,7 @@ def restore_chunk(
         ids = tf.ensure_shape(ids, [None])
         values = tf.ensure_shape(values, [None, *rows.shape[1:]])
         states = tf.ensure_shape(states, [None, *state.shape[1:]])
-        own = tf.where(ids % num_shards == shard)[:, 0]
+        own = tf.where(tf.equal(ids % num_shards, shard))[:, 0]
         local = tf.gather(ids, own) // num_shards
         return tf.group(
             _put(rows, local, tf.cast(tf.gather(values, own), rows.dtype)),
@@ -186,7 +202,7 @@ def restore_chunk(
 def _replace(touched: tf.Variable, old: int, new: tf.Tensor) -> tf.Operation | None:
     with tf.device(touched.device):
         flags = tf.identity(touched)
-        return tf.group(touched.assign(tf.where(flags == old, new, flags)))
+        return touched.assign(tf.where(tf.equal(flags, old), new, flags), read_value=False)
 
 
 def _get(variable: tf.Variable, ids: tf.Tensor) -> tf.Tensor:

@@ -70,8 +70,10 @@ def test_works_in_a_tf1_graph(kind):
         rows = tf.compat.v1.get_variable("rows", [ROWS, DIM], use_resource=True)
         state = tf.compat.v1.get_variable("state", shape, use_resource=True)
         touched = tf.compat.v1.get_variable("touched", [ROWS], tf.uint8, use_resource=True)
-        session.run([v.initializer for v in (rows, state, touched)])
-        session.run([shard.fill(rows, 5, 0.05, 0, 1), shard.reset(state, touched)])
+        count = tf.compat.v1.placeholder(tf.int32, [])
+        allocated = [shard.allocate(rows, count), shard.reset(state, touched, count)]
+        session.run(allocated, {count: ROWS})
+        session.run(shard.fill(rows, 5, 0.05, 0, 1))
         expected = session.run([rows, state])
         update = shard.update(rows, state, touched, ids, tf.constant(grads), LEARNING_RATE, kind)
         session.run(update)
