@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import tensorflow as tf
@@ -71,8 +72,12 @@ def test_an_alone_server_waits_for_nobody_and_its_port_is_its_own(tmp_path):
         ) as server:
             assert server.stdout is not None
             assert server.stdout.readline().startswith(f"ps 1 ready at {address}")
-            # Nobody listens at ps 0's address, and no filter says not to wait for it.
+            # Nobody listens at ps 0's address, and no filter says not to wait for it: a server that
+            # isn't alone would wait for ever, so it is killed then.
+            limit = threading.Timer(60, server.kill)
+            limit.start()
             assert _ask(address, "/job:ps/task:1", [])[0] == 10.0
+            limit.cancel()
             del environment["TF_GRPC_REUSE_PORT"]
             second = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
