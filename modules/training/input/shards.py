@@ -1,12 +1,18 @@
-"""The kept instances of a split, shuffled once, in shards of equal size (GZIP TFRecord).
+"""The kept instances of a split, shuffled once, in shards of equal size.
 
 Every shard but the last holds the same number of instances, so which batch comes from which
 shard is arithmetic: any process can read any range of an epoch's batches (`batches.py`).
+
+A shard is one gzipped tf.train.Example: `instance` (bytes [n], transformed instances as Transform
+serialized them) and `num_events` (int64 [n], so that sorting by it needs no parsing). It is read
+whole, against a checksum in `index.json`. Not a TFRecord file: the error of a damaged one doesn't
+say which file it is, and without errors (`ignore_errors`) a missing one is tried for ever.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import logging
@@ -23,8 +29,7 @@ from modules.training.input.records import kept_instances, naming_damaged
 
 _BLOCK = 1024
 _INDEX = "index.json"
-_LENGTH_DIGITS = 8
-_GZIP = tf.io.TFRecordOptions("GZIP", compression_level=1)
+_GZIP_LEVEL = 1
 _PROGRESS = logging.getLogger("progress")
 
 
@@ -36,6 +41,7 @@ class Shards:
     """
 
     paths: tuple[str, ...]
+    checksums: tuple[int, ...]
     num_instances: int
     split: str
     batch_size: int
@@ -116,12 +122,13 @@ def write_shards(
         min_targets=min_targets,
     )
     shard_instances = batch_size * batches_per_shard
-    num_kept = 0
+    checksums, num_kept = [], 0
     with naming_damaged(files):
-        shuffled = _shuffled(_records(blocks, split), shard_instances, shuffle_buffer, seed)
-        for number, records in enumerate(shuffled):
-            _write(os.path.join(folder, f"shard-{number:06d}.gz"), records)
-            num_kept += len(records)
+        shuffled = _shuffled(_reported(blocks, split), shard_instances, shuffle_buffer, seed)
+        for number, (instances, num_events) in enumerate(shuffled):
+            path = os.path.join(folder, f"shard-{number:06d}.gz")
+            checksums.append(_write(path, instances, num_events))
+            num_kept += len(instances)
     if not num_kept:
         raise ValueError(
             f"no instance to {split} on: none of {len(files)} files' has {min_events} events and"
@@ -134,6 +141,7 @@ def write_shards(
         "shard_instances": shard_instances,
         "shards_per_unit": shards_per_unit,
         "seed": seed,
+        "checksums": checksums,
     }
     _write_index(folder, {"about": about, "shape": shape, "shards": _sizes(folder)})
     return load_shards(folder)
@@ -149,57 +157,90 @@ def load_shards(folder: str) -> Shards:
     if index is None:
         raise FileNotFoundError(f"{folder}: no complete shards; `write_shards` makes them")
     paths = tuple(os.path.join(folder, name) for name in sorted(index["shards"]))
-    return Shards(paths=paths, **index["shape"])
+    shape = index["shape"] | {"checksums": tuple(index["shape"]["checksums"])}
+    return Shards(paths=paths, **shape)
 
 
-def split_length(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A shard's records, string [n] -> (serialized instances string [n], events int64 [n])."""
-    num_events = tf.strings.to_number(tf.strings.substr(records, 0, _LENGTH_DIGITS), tf.int64)
-    # A length beyond any record's: the rest of it.
-    return tf.strings.substr(records, _LENGTH_DIGITS, 2**31 - 1), num_events
+def read_shard(path: tf.Tensor, checksum: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """One shard's instances, string [n], and the number of events of each, int64 [n].
+
+    Raises (in the graph):
+      tf.errors.OpError: the file can't be read, or isn't what was written (named in both cases).
+    """
+    content = tf.io.read_file(path)
+    intact = tf.debugging.Assert(
+        tf.equal(_checksum(content), checksum),
+        [path, "is damaged: it isn't what was written. Remove it, and it is written anew"],
+    )
+    with tf.control_dependencies([intact] if intact is not None else []):
+        serialized = tf.io.decode_compressed(content, "GZIP")
+    lists = {
+        "instance": tf.io.RaggedFeature(tf.string),
+        "num_events": tf.io.RaggedFeature(tf.int64),
+    }
+    shard = tf.io.parse_single_example(serialized, lists)
+    return shard["instance"], shard["num_events"]
 
 
-def _with_length(serialized: tf.Tensor, num_events: tf.Tensor) -> tf.Tensor:
-    """The number of events stands before each instance: sorting by it needs no parsing."""
-    digits = tf.strings.as_string(num_events, width=_LENGTH_DIGITS, fill="0")
-    return tf.strings.join([digits, serialized])
+def _write(path: str, instances: np.ndarray, num_events: np.ndarray) -> int:
+    """Returns the checksum."""
+    example = tf.train.Example()
+    example.features.feature["instance"].bytes_list.value.extend(instances)
+    example.features.feature["num_events"].int64_list.value.extend(num_events)
+    content = gzip.compress(example.SerializeToString(), _GZIP_LEVEL, mtime=0)
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)
+    return int(_checksum(tf.constant(content)))
 
 
-def _records(blocks: tf.data.Dataset, split: str) -> Iterator[np.ndarray]:
-    @tf.autograph.experimental.do_not_convert
-    def with_length(serialized, num_events, size):
-        return _with_length(serialized, num_events), size
+def _checksum(content: tf.Tensor) -> tf.Tensor:
+    """FarmHash's Fingerprint64, which stays the same between versions, without its last bit."""
+    return tf.strings.to_hash_bucket_fast(content, 2**63 - 1)
 
+
+_Block = tuple[np.ndarray, np.ndarray]
+"""Serialized instances, object [n]; and the number of events of each, int64 [n]."""
+
+
+def _reported(blocks: tf.data.Dataset, split: str) -> Iterator[_Block]:
     num_read = num_kept = 0
-    for records, size in blocks.map(with_length).prefetch(2):
-        yield records.numpy()
+    for instances, num_events, size in blocks.prefetch(2):
+        yield instances.numpy(), num_events.numpy()
         num_read += int(size)
-        num_kept += len(records)
+        num_kept += len(num_events)
         _PROGRESS.info("input: %d instances read, %d to %s on", num_read, num_kept, split)
 
 
-def _shuffled(
-    blocks: Iterator[np.ndarray], size: int, buffer: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Arrays of `size` records (the last may be shorter), each drawn from `buffer` or more."""
+def _shuffled(blocks: Iterator[_Block], size: int, buffer: int, seed: int) -> Iterator[_Block]:
+    """Blocks of `size` instances (the last may be shorter), each drawn from `buffer` or more."""
     random = np.random.default_rng(seed)
-    pool = np.empty(0, object)
+    pool = np.empty(0, object), np.empty(0, np.int64)
     for block in blocks:
-        pool = np.concatenate([pool, block])
-        if len(pool) >= buffer + size:
-            pool = random.permutation(pool)
-        while len(pool) >= buffer + size:
-            yield pool[:size]
-            pool = pool[size:]
-    pool = random.permutation(pool)
-    for start in range(0, len(pool), size):
-        yield pool[start : start + size]
+        pool = _joined(pool, block)
+        surplus = (len(pool[0]) - buffer) // size * size
+        if surplus > 0:
+            pool = _permuted(pool, random)
+            yield from _cut(_slice(pool, 0, surplus), size)
+            pool = _slice(pool, surplus, None)
+    yield from _cut(_permuted(pool, random), size)
 
 
-def _write(path: str, records: np.ndarray) -> None:
-    with tf.io.TFRecordWriter(path, _GZIP) as writer:
-        for record in records:
-            writer.write(record)
+def _joined(a: _Block, b: _Block) -> _Block:
+    return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+
+
+def _permuted(block: _Block, random: np.random.Generator) -> _Block:
+    order = random.permutation(len(block[0]))
+    return block[0][order], block[1][order]
+
+
+def _slice(block: _Block, start: int, stop: int | None) -> _Block:
+    return block[0][start:stop], block[1][start:stop]
+
+
+def _cut(block: _Block, size: int) -> Iterator[_Block]:
+    for start in range(0, len(block[0]), size):
+        yield _slice(block, start, start + size)
 
 
 def _identities(files: Sequence[str]) -> list[tuple[str, int, int]]:
