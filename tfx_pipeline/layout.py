@@ -32,6 +32,11 @@ class Layout:
         return self.output / "pipeline"
 
     @property
+    def training(self) -> pathlib.Path:
+        """Input and checkpoints of Trainers that haven't finished, so that they can go on."""
+        return self.output / "training"
+
+    @property
     def metadata(self) -> pathlib.Path:
         return self.output / "metadata.sqlite"
 

@@ -25,6 +25,7 @@ from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelBlessing
 from data import sources
 from data.spec import Spec
 from modules.metrics.eval_config import eval_config
+from modules.training.cluster.config import Cluster
 from tfx_pipeline import baselines, fingerprint
 from tfx_pipeline.components.data_validator import DataValidator
 from tfx_pipeline.components.sequence_example_gen import SequenceExampleGen
@@ -36,15 +37,19 @@ from tfx_pipeline.layout import Layout
 # More in-process Beam workers gain nothing here; processes pay 20-30 s a node for importing TF.
 _BEAM_ARGS = ["--direct_num_workers=1", "--direct_running_mode=in_memory"]
 _SPLITS = ["train", "eval"]
+ONE_PROCESS = Cluster()
 
 
-def create_pipeline(spec: Spec, data_root: str, layout: Layout) -> Pipeline:
+def create_pipeline(
+    spec: Spec, data_root: str, layout: Layout, cluster: Cluster = ONE_PROCESS
+) -> Pipeline:
     """Builds the graph.
 
     Args:
       spec: everything the nodes are derived from.
       data_root: folder that the spec's relative source paths start at.
       layout: where artifacts, metadata and the pushed model go.
+      cluster: where the Trainers train.
 
     Raises:
       SourceError: there is no such data.
@@ -52,7 +57,7 @@ def create_pipeline(spec: Spec, data_root: str, layout: Layout) -> Pipeline:
     data = _data_nodes(spec, data_root, layout)
     examples = data["SequenceExampleGen"].outputs["examples"]
     schema = data["SpecSchema"].outputs["schema"]
-    training = _training_nodes(spec, examples, schema)
+    training = _training_nodes(spec, layout, cluster, examples, schema)
     model = training["Finetune"].outputs["model"]
     release = _release_nodes(spec, layout, examples, schema, model)
     training["Transform"].add_upstream_node(data["DataValidator"])
@@ -105,10 +110,16 @@ def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNod
     return _by_id(ingest, schema, statistics, accepted, validator)
 
 
-def _training_nodes(spec: Spec, examples: BaseChannel, schema: BaseChannel) -> dict[str, BaseNode]:
+def _training_nodes(
+    spec: Spec, layout: Layout, cluster: Cluster, examples: BaseChannel, schema: BaseChannel
+) -> dict[str, BaseNode]:
     config = {
         "spec": spec.model_dump_json(),
         "code": fingerprint.of_code("data/spec.py", "modules"),
+    }
+    training = config | {
+        "cluster": cluster.model_dump(mode="json"),
+        "state": str(layout.training),
     }
     transform = Transform(
         examples=examples,
@@ -130,7 +141,7 @@ def _training_nodes(spec: Spec, examples: BaseChannel, schema: BaseChannel) -> d
             run_fn=f"modules.training.{phase}.run_fn",
             train_args=trainer_pb2.TrainArgs(splits=["train"]),
             eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-            custom_config=config,
+            custom_config=training,
         ).with_id(phase.capitalize())
 
     if not spec.training.pretrain.epochs:

@@ -31,7 +31,9 @@ class Pretrainer(tf.Module):
         self.encoder = Encoder(spec, self.tables)
         self.heads = build_heads(spec.mcp_channels, self.tables)
 
-    def loss(self, batch: Batch, step: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def loss(
+        self, batch: Batch, step: tf.Tensor, training: bool = True
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Eq. 2 averaged over the masked channels, plus the routers' losses."""
         seed = tf.stack([tf.constant(self.spec.training.seed, tf.int64), step])
         seed = tf.random.experimental.stateless_fold_in(seed, replica_id())
@@ -43,10 +45,10 @@ class Pretrainer(tf.Module):
             seed,
             self.spec.training.pretrain.whole_event_share,
         )
-        encoded = self.encoder(masked, training=True)
+        encoded = self.encoder(masked, training=training)
         # The leading token is no event.
         total, channels = mcp_loss(
-            self.heads, encoded.hidden[:, 1:], batch, positions, training=True
+            self.heads, encoded.hidden[:, 1:], batch, positions, training=training
         )
         values: dict[str, tf.Tensor] = {}
         for name, part in channels.items():

@@ -32,13 +32,18 @@ def embedding_tables(spec: Spec, rows: dict[str, int]) -> dict[str, EmbeddingTab
     return {
         name: EmbeddingTable(
             rows[name],
-            table_setting(channels, "dim", _DEFAULT_TABLE_DIM),
+            table_dim(spec, name),
             name=name,
             large=rows[name] > spec.model.full_softmax_rows,
             seed=spec.training.seed,
         )
-        for name, channels in spec.tables.items()
+        for name in spec.tables
     }
+
+
+def table_dim(spec: Spec, table: str) -> int:
+    """Width of a table's rows."""
+    return table_setting(spec.tables[table], "dim", _DEFAULT_TABLE_DIM)
 
 
 class Encoder(keras.layers.Layer):

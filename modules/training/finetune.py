@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import Spec
+from modules.features import Batch
 from modules.metrics.auc import auc
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
@@ -16,67 +17,82 @@ from modules.preprocessing import table_rows
 from modules.training import files
 from modules.training.begin import begin
 from modules.training.export import export
-from modules.training.loop import History, fit
-from modules.training.reader import batches, count_batches
-from modules.training.warm_start import load_encoder
+from modules.training.input.file_order import file_order_batches
+from modules.training.placements.placement import Placement
+from modules.training.program import Program
+from modules.training.run import run
+from modules.training.train import Trained, restored
+from modules.training.warm_start import warm_start
 
+NAME = "finetune"
 _CURVE_BATCHES = 64
 """Evaluation batches behind each point of the training curves; the Evaluator reads all."""
 
 
 def run_fn(fn_args: FnArgs) -> None:
     """TFX Trainer entry. Starts from `base_model`'s encoder where there is one."""
+    run(NAME, fn_args)
+
+
+def program(fn_args: FnArgs) -> Program:
+    """What is trained: the encoder with its tables, and the tower of every task."""
     spec, transform_output = begin(fn_args)
-    phase = spec.training.finetune
-    model = SuperMoE(spec, table_rows(spec, transform_output))
-
-    def dataset_of(split: str, seed: int | None) -> tf.data.Dataset:
-        paths = files.of_split(fn_args, spec, split)
-        return batches(paths, transform_output, spec, split, phase.batch_size, seed=seed)
-
-    dataset = dataset_of("train", spec.training.seed)
-    num_batches = count_batches(dataset)
-    if not num_batches:
-        raise ValueError("fine-tune: no training target has a label")
-    model(next(iter(dataset)))  # Builds the variables.
-    if fn_args.base_model:
-        load_encoder(fn_args.base_model, model.encoder, model.tables)
-    elif spec.training.pretrain.epochs:
+    if spec.training.pretrain.epochs and not fn_args.base_model:
         raise FileNotFoundError("fine-tune: the spec pre-trains, but no pre-trained model arrived")
-    history = History(fn_args.model_run_dir, "finetune")
-    held_out = dataset_of("eval", None).take(_CURVE_BATCHES)
-    predict = tf.function(
-        lambda batch: model(batch)[0], input_signature=[held_out.element_spec], autograph=False
-    )
-    fit(
-        model,
-        lambda batch, _: multi_task_loss(model, batch),
-        dataset,
-        num_batches,
-        phase,
-        history,
+
+    def build(batch: Batch) -> SuperMoE:
+        model = SuperMoE(spec, table_rows(spec, transform_output))
+        model(batch)
+        return model
+
+    def start(model: SuperMoE, placement: Placement) -> None:
+        if fn_args.base_model:
+            warm_start(fn_args.base_model, model, placement)
+
+    held_out = file_order_batches(
+        files.of_split(fn_args, spec, "eval"),
+        transform_output,
+        spec,
+        "eval",
+        spec.training.finetune.batch_size,
+    ).take(_CURVE_BATCHES)
+    return Program(
+        NAME,
         "fine-tune",
-        at_epoch_end=lambda: _binary_auc(predict, held_out, spec),
+        spec,
+        transform_output,
+        spec.training.finetune,
+        build,
+        lambda model, batch, _: multi_task_loss(model, batch),
+        warm_start=start,
+        at_epoch_end=lambda model, placement: binary_auc(model, placement, held_out, spec),
     )
-    export(model, transform_output, fn_args.serving_model_dir)
 
 
-def _binary_auc(
-    predict: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
-    dataset: tf.data.Dataset,
-    spec: Spec,
+def finish(fn_args: FnArgs, trained: Trained) -> None:
+    """Exports the model that a checkpoint holds."""
+    of_phase = program(fn_args)
+    model = restored(of_phase, trained)
+    export(model, of_phase.transform_output, fn_args.serving_model_dir)
+
+
+def binary_auc(
+    model: SuperMoE, placement: Placement, held_out: tf.data.Dataset, spec: Spec
 ) -> dict[str, float]:
-    """AUC of every binary task over `dataset`, for the training curves."""
+    """AUC of every binary task over `held_out`, for the training curves."""
     tasks = [task for task in spec.tasks if task.type == "binary"]
     labels: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
     scores: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
-    for batch in dataset:
-        logits = predict(batch)
+
+    def logits_of(batch: Batch) -> Any:
+        return model(batch)[0]
+
+    for batch, logits in placement.predict(logits_of, held_out):
         for task in tasks:
-            label = batch[task.label_feature].numpy()
+            label = batch[task.label_feature]
             present = ~np.isnan(label)
             labels[task.name].append(label[present])
-            scores[task.name].append(logits[task.name].numpy()[present])
+            scores[task.name].append(logits[task.name][present])
     return {
         f"val/{name}/auc": auc(np.concatenate(labels[name]), np.concatenate(scores[name]))
         for name in labels

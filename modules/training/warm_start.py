@@ -1,37 +1,35 @@
-"""The pre-trained encoder on its way from one Trainer to the next."""
+"""The pre-trained encoder and tables on their way from one Trainer to the next."""
 
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
-import tensorflow as tf
+from modules.training.checkpoint import dense
+from modules.training.checkpoint.manifest import read
+from modules.training.checkpoint.store import Checkpoint
+from modules.training.checkpoint.whole import write_whole
+from modules.training.placements.placement import Placement
+from modules.training.saving import large_shards, shared_objects, table_chunks
 
-from modules.embeddings.table import EmbeddingTable
-from modules.models.supermoe import Encoder
-
-_CHECKPOINT = "encoder/checkpoint"
-
-
-def save_encoder(folder: str, encoder: Encoder, tables: dict[str, EmbeddingTable]) -> None:
-    """Writes the encoder and the tables below a model artifact's folder."""
-    path = pathlib.Path(folder) / _CHECKPOINT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _checkpoint(encoder, tables).write(str(path))
+_FOLDER = "pretrained"
 
 
-def load_encoder(folder: str, encoder: Encoder, tables: dict[str, EmbeddingTable]) -> None:
-    """Restores both; every variable of theirs must be built and must be in the checkpoint.
+def keep_for_next_phase(checkpoint: Checkpoint, folder: str) -> None:
+    """Copies a checkpoint, with all that it needs, below a model artifact's folder."""
+    write_whole(checkpoint, pathlib.Path(folder) / _FOLDER)
+
+
+def warm_start(folder: str, module: Any, placement: Placement) -> None:
+    """Starts the encoder and all tables from a model artifact's.
 
     Raises:
       FileNotFoundError: no pre-trained encoder in `folder`.
-      AssertionError: the checkpoint is of another architecture.
+      CheckpointError: it is of another architecture; names the first variable that differs.
     """
-    path = pathlib.Path(folder) / _CHECKPOINT
-    if not path.with_name(path.name + ".index").exists():
-        raise FileNotFoundError(f"{folder}: no pre-trained encoder ({_CHECKPOINT}) to start from")
-    status = _checkpoint(encoder, tables).read(str(path))
-    status.assert_existing_objects_matched()
-
-
-def _checkpoint(encoder: Encoder, tables: dict[str, EmbeddingTable]) -> tf.train.Checkpoint:
-    return tf.train.Checkpoint(encoder=encoder, tables=tables)
+    path = pathlib.Path(folder) / _FOLDER
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder}: no pre-trained encoder ({_FOLDER}/) to start from")
+    checkpoint = Checkpoint(path, read(path), None)
+    dense.restore(str(path / dense.NAME), shared_objects(module), large_shards(module))
+    placement.tables.restore(table_chunks(checkpoint))

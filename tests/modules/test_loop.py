@@ -16,8 +16,9 @@ from modules.features import as_ragged, pad
 from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
-from modules.training.loop import History, WarmupCosine, fit
+from modules.training.step import WarmupCosine
 from tests.modules.conftest import ROWS, random_instances
+from tests.modules.fitting import fit
 
 RATE, TABLE_RATE, DECAY = 0.01, 0.3, 0.1
 
@@ -52,17 +53,15 @@ def train(module, loss_fn, batches, tmp_path, **changes):
         }
         | changes
     )
-    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(batches, np.float32))
-    history = History(str(tmp_path), "finetune")
+    dataset = tf.data.Dataset.from_tensor_slices({"x": np.asarray(batches, np.float32)})
     ends = iter(range(100))
     fit(
         module,
-        loss_fn,
+        lambda batch, step: loss_fn(batch["x"], step),
         dataset,
         len(batches),
         phase,
-        history,
-        "fine-tune",
+        str(tmp_path),
         at_epoch_end=lambda: {"val/click/auc": next(ends) / 10},
     )
     return [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -116,7 +115,7 @@ def test_dense_gradients_are_clipped_together(tmp_path):
     def loss(batch, step):
         return batch * (3.0 * module.kernel[0, 0] + 4.0 * module.dense.bias[0]), {}
 
-    (record,) = train(module, loss, [100.0, 0.1], tmp_path, weight_decay=0.0)
+    *_, record = train(module, loss, [100.0, 0.1], tmp_path, weight_decay=0.0)
     assert record["gradient_norm"] == pytest.approx((500 + 0.5) / 2)
     for start, got, direction in (
         (kernel, module.kernel[0, 0], 0.6),
@@ -153,7 +152,9 @@ def test_decay_leaves_biases_and_norms_alone_whatever_their_layers_are_called(tm
 
 def test_history_tells_every_epochs_means_and_every_20th_step(tmp_path):
     module = Small()
-    (tmp_path / "history.jsonl").write_text("left by a killed run\n")
+    killed = [{"step": 20, "loss": 0.0}, {"step": 0, "kept": True}]
+    lines = [json.dumps(record) for record in killed] + ['{"half a li']
+    (tmp_path / "history.jsonl").write_text("\n".join(lines))
 
     def loss(batch, step):
         load = tf.stack([[batch, 1.0 - batch]])
@@ -162,20 +163,27 @@ def test_history_tells_every_epochs_means_and_every_20th_step(tmp_path):
         return value, {"expert_load": load, "step_seen": tf.cast(step, tf.float32)}
 
     numbers = np.linspace(0, 1, 15)
-    records = train(module, loss, numbers, tmp_path, epochs=2)
-    assert [(r["phase"], r["step"], r["epoch"]) for r in records] == [
-        ("finetune", 15, 1.0),
-        ("finetune", 20, 1.333),
-        ("finetune", 30, 2.0),
+    numbers = np.concatenate([numbers, numbers[:10]])  # 25 batches an epoch
+    kept, *records = train(module, loss, numbers, tmp_path, epochs=2)
+    assert kept == killed[1]
+    assert [(r["phase"], r["step"], r["epoch"], "epoch_end" in r) for r in records] == [
+        ("finetune", 20, 0.8, False),
+        ("finetune", 25, 1.0, False),
+        ("finetune", 25, 1.0, True),
+        ("finetune", 45, 1.8, False),
+        ("finetune", 50, 2.0, False),
+        ("finetune", 50, 2.0, True),
     ]
-    first, step_20, second = records
+    step_20, step_25, first, _, _, second = records
     assert step_20.keys() == {"phase", "step", "epoch", "loss"}
-    assert step_20["loss"] == pytest.approx(numbers[4])
-    for end, auc, steps in ((first, 0.0, range(15)), (second, 0.1, range(15, 30))):
+    assert step_20["loss"] == pytest.approx(numbers[:20].mean())
+    assert step_25["loss"] == pytest.approx(numbers[20:].mean())
+    for end, auc, steps in ((first, 0.0, range(25)), (second, 0.1, range(25, 50))):
         assert end["epoch_end"] and end["val/click/auc"] == auc
-        assert end["loss"] == pytest.approx(0.5)
+        assert end["loss"] == pytest.approx(numbers.mean())
         assert end["step_seen"] == pytest.approx(np.mean(steps))
-        np.testing.assert_allclose(end["expert_load"], [[0.5, 0.5]], rtol=1e-5)
+        load = [[numbers.mean(), 1 - numbers.mean()]]
+        np.testing.assert_allclose(end["expert_load"], load, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad, noticed", [(3, 5), (5, 5), (21, 25)])
@@ -206,7 +214,7 @@ def _fitted(module, loss, batch, tmp_path):
     before = [v.numpy() for v in module.trainable_variables]
     phase = Phase(epochs=3, weight_decay=0.0)
     dataset = tf.data.Dataset.from_tensors(batch)
-    fit(module, loss, dataset, 1, phase, History(str(tmp_path), "finetune"), "fine-tune")
+    fit(module, loss, dataset, 1, phase, str(tmp_path))
     return zip(module.trainable_variables, before, strict=True)
 
 

@@ -12,8 +12,8 @@ from modules.features import as_ragged, pad
 from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
-from modules.training.loop import History, fit
 from tests.modules.conftest import ROWS, make_spec, random_instances
+from tests.modules.fitting import fit
 
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
 
@@ -169,7 +169,6 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
         update={"epochs": 90, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
     dataset = tf.data.Dataset.from_tensors(batch)
-    history = History(str(tmp_path), "finetune")
-    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, history, "fine-tune")
+    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, str(tmp_path))
     logits = model.serve(batch)["click"].numpy()
     assert ((logits > 0) == (label > 0.5)).mean() > 0.95

@@ -3,159 +3,29 @@
 from __future__ import annotations
 
 import collections
-import json
-import types
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
 import tf_keras as keras
-from tensorflow_transform.tf_metadata import metadata_io
-from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
-from tfx_bsl.public import tfxio
 
-from data.instances import build_instances, file_split
-from data.schema import schema_of
+from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import MISSING, NUM_RESERVED
-from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
-from modules.preprocessing import preprocessing_fn, table_rows
+from modules.preprocessing import table_rows
 from modules.training import files, finetune, pretrain
 from modules.training.export import export
 from modules.training.input.file_order import file_order_batches
-from modules.training.warm_start import load_encoder, save_encoder
-from tests.data.small import event_table, small_spec, user_table
-
-NUM_USERS = 60
-
-
-def _spec(**overrides):
-    spec = small_spec(
-        sequence={"max_length": 4, "window": 12, "targets": "causal"},
-        model={"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16},
-        **overrides,
-    )
-    channels = [
-        c.model_copy(update={"mask_prediction": c.scope == "sequence"}) for c in spec.channels
-    ]
-    return spec.model_copy(update={"channels": tuple(channels)})
-
-
-def _rows():
-    """Users of 0 to 30 events, every channel missing now and then."""
-    rng = np.random.default_rng(0)
-
-    def maybe(value):
-        return None if rng.random() < 0.15 else value
-
-    rows = [
-        {
-            "user_id": f"u{user}",
-            "time_ms": 1000 * int(t),
-            "item": maybe(int(rng.zipf(1.6)) % 50),
-            "shop": maybe(f"s{rng.integers(6)}"),
-            "place": maybe(["home", "été", "work"][rng.integers(3)]),
-            "tags": maybe([f"t{i}" for i in rng.choice(5, rng.integers(0, 4), replace=False)]),
-            "price": maybe(float(np.round(rng.lognormal(2), 2))),
-            "click": maybe(str(rng.integers(2))),
-            "stars": maybe(["a", "b", "c"][rng.integers(3)]),
-            "spend": maybe(float(rng.normal())),
-        }
-        for user in range(NUM_USERS)
-        for t in np.sort(rng.integers(0, 500, rng.integers(0, 30)))
-    ]
-    users = [
-        {
-            "user_id": f"u{user}",
-            "city": maybe(["rome", "oslo"][user % 2]),
-            "age": maybe(20.0 + user),
-            "level": maybe(["tin", "gold"][user % 2]),
-        }
-        for user in range(NUM_USERS)
-    ]
-    return rows, users
-
-
-class Transformed:
-    """The small spec's instances, as files before and after Transform."""
-
-    def __init__(self, folder, spec):
-        self.spec = spec
-        rows, users = _rows()
-        self.raw = build_instances(event_table(rows, spec), user_table(users, spec), spec)
-        self.is_eval = file_split(self.raw)
-        schema = schema_of(spec)
-        self.examples = RecordBatchToExamplesEncoder().encode(self.raw)
-        for split, keep in (("train", ~self.is_eval), ("eval", self.is_eval)):
-            chosen = np.array(self.examples, object)[keep]
-            _write(folder / "raw" / f"Split-{split}" / "0.gz", chosen)
-        source = tfxio.TFExampleRecord(str(folder / "raw/*/*.gz"), schema=schema)
-        config = {"spec": spec.model_dump_json()}
-        argv = ["--direct_num_workers=1", "--direct_running_mode=in_memory"]
-        with beam.Pipeline(argv=argv) as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
-            data = (pipeline | source.BeamSource(), source.TensorAdapterConfig())
-            transform = data | tft_beam.AnalyzeDataset(lambda x: preprocessing_fn(x, config))
-            _ = transform | tft_beam.WriteTransformFn(str(folder / "graph"))
-            for split in ("train", "eval"):
-                one = tfxio.TFExampleRecord(str(folder / f"raw/Split-{split}/*"), schema=schema)
-                data = (pipeline | split >> one.BeamSource(), one.TensorAdapterConfig())
-                apply = tft_beam.TransformDataset(output_record_batches=True)
-                applied, _ = (data, transform) | f"Transform {split}" >> apply
-                _ = (
-                    applied
-                    | f"Serialize {split}" >> beam.MapTuple(lambda batch, _: _ipc(batch))
-                    | f"Write {split}"
-                    >> beam.io.WriteToTFRecord(str(folder / "arrow" / split / "part"))
-                )
-        # TFX's Transform leaves the raw schema beside the graph; so does this.
-        metadata_io.write_metadata(
-            tft.DatasetMetadata(schema),
-            str(folder / "graph" / tft.TFTransformOutput.RAW_METADATA_DIR),
-        )
-        self.output = tft.TFTransformOutput(str(folder / "graph"))
-        encoder = RecordBatchToExamplesEncoder(self.output.transformed_metadata.schema)
-        for split in ("train", "eval"):
-            paths = [str(p) for p in (folder / "arrow" / split).glob("part*")]
-            arrow = tf.data.TFRecordDataset(paths).as_numpy_iterator()
-            encoded = [e for record in arrow for e in encoder.encode(_from_ipc(record))]
-            _write(folder / "transformed" / f"Split-{split}" / "0.gz", encoded)
-        self.fn_args = types.SimpleNamespace(
-            transform_output=str(folder / "graph"),
-            train_files=[str(folder / "transformed/Split-train/*")],
-            eval_files=[str(folder / "transformed/Split-eval/*")],
-        )
-
-    def batches(self, split, batch_size=8, **kwargs):
-        paths = files.of_split(self.fn_args, self.spec, split)
-        return file_order_batches(paths, self.output, self.spec, split, batch_size, **kwargs)
-
-
-def _ipc(batch):
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-def _from_ipc(record):
-    with pa.ipc.open_stream(record) as reader:
-        return reader.read_next_batch()
-
-
-def _write(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions("GZIP")) as writer:
-        for record in records:
-            writer.write(record)
+from modules.training.input.localize import large_tables
+from modules.training.placements.synchronous import Synchronous
+from modules.training.warm_start import warm_start
+from tests.modules.transformed import Transformed, two_phase_spec
 
 
 @pytest.fixture(scope="module")
 def transformed(tmp_path_factory) -> Transformed:
-    return Transformed(tmp_path_factory.mktemp("transform"), _spec())
+    return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +84,7 @@ def test_a_pass_holds_every_target_of_its_split_once(transformed, split, code, b
         [np.array(v)[np.array(s) == code] for v, s in zip(labels, place, strict=True)]
     )
     got = [
-        b["label_spend"].numpy()[b["target_mask"]]
-        for b in transformed.batches(split, batch_size)
+        b["label_spend"].numpy()[b["target_mask"]] for b in transformed.batches(split, batch_size)
     ]
     assert len(got) > 16 / batch_size, "several groups of batches"
     np.testing.assert_array_equal(np.sort(np.concatenate(got)), np.sort(expected))
@@ -327,20 +196,32 @@ def test_a_request_with_a_list_too_short_is_refused(transformed, model, tmp_path
         served(examples=tf.constant([_example(row).SerializeToString()]))
 
 
-def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, model, tmp_path):
-    pretrainer = Pretrainer(transformed.spec, table_rows(transformed.spec, transformed.output))
+@pytest.mark.slow
+def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, tmp_path):
+    phase = {"batch_size": 16, "epochs": 1}
+    tables = two_phase_spec().model.model_copy(
+        update={"full_softmax_rows": 8}
+    )  # a large one among them
+    spec = two_phase_spec(training={"pretrain": phase, "finetune": phase}).model_copy(
+        update={"model": tables}
+    )
+    pretrained = transformed.train(pretrain, spec, tmp_path, None)
+    rows = table_rows(spec, transformed.output)
+    assert any(count > 8 for count in rows.values()) and any(count <= 8 for count in rows.values())
+    fresh = SuperMoE(spec, rows)
     batch = next(iter(transformed.batches("train", min_events=2, min_targets=0)))
-    pretrainer.encoder(batch)
-    save_encoder(str(tmp_path), pretrainer.encoder, pretrainer.tables)
-    fresh = SuperMoE(transformed.spec, table_rows(transformed.spec, transformed.output))
     fresh(batch)
-    before = fresh.user_embedding(batch)
-    load_encoder(str(tmp_path), fresh.encoder, fresh.tables)
-    encoded = pretrainer.encoder(batch).hidden
-    np.testing.assert_allclose(fresh.encoder(batch).hidden, encoded, atol=1e-6)
-    assert not np.allclose(before, fresh.user_embedding(batch))
+    before = {v.name: v.numpy() for v in fresh.encoder.weights}
+    placement = Synchronous(tf.distribute.get_strategy(), large_tables(spec, rows))
+    placement.tables = LocalTables({n: t for n, t in fresh.tables.items() if t.large})
+    warm_start(pretrained, fresh, placement)
+    checkpoint = tf.train.load_checkpoint(f"{pretrained}/pretrained/dense")
+    saved = set(checkpoint.get_variable_to_shape_map())
+    assert any(name.startswith("encoder/") for name in saved)
+    kernel = next(v for v in fresh.encoder.weights if "router" in v.name)
+    assert not np.array_equal(kernel, before[kernel.name])
     with pytest.raises(FileNotFoundError, match="no pre-trained encoder"):
-        load_encoder(str(tmp_path / "nowhere"), fresh.encoder, fresh.tables)
+        warm_start(str(tmp_path / "nowhere"), fresh, placement)
 
 
 @pytest.fixture
@@ -351,25 +232,12 @@ def restored_policy():
 
 @pytest.mark.slow
 def test_both_phases_and_the_export_in_mixed_precision(transformed, tmp_path, restored_policy):
-    spec = _spec(training={"pretrain": {"batch_size": 16}, "finetune": {"batch_size": 16}})
+    spec = two_phase_spec(training={"pretrain": {"batch_size": 16}, "finetune": {"batch_size": 16}})
     sizes = spec.model.model_copy(update={"mixed_precision": True})
     spec = spec.model_copy(update={"model": sizes})
 
-    def run(phase, base_model):
-        folder = tmp_path / phase.__name__.rpartition(".")[2]
-        fn_args = types.SimpleNamespace(
-            **vars(transformed.fn_args),
-            custom_config={"spec": spec.model_dump_json()},
-            base_model=base_model,
-            model_run_dir=str(folder / "run"),
-            serving_model_dir=str(folder / "model"),
-        )
-        phase.run_fn(fn_args)
-        records = (folder / "run" / "history.jsonl").read_text().splitlines()
-        assert np.isfinite([json.loads(r)["loss"] for r in records]).all()
-        return fn_args.serving_model_dir
-
-    exported = run(finetune, run(pretrain, None))
+    pretrained = transformed.train(pretrain, spec, tmp_path, None)
+    exported = transformed.train(finetune, spec, tmp_path, pretrained)
     served = tf.saved_model.load(exported)
     assert {v.dtype for v in served.variables} == {tf.float32}
     examples = tf.constant(transformed.examples[:5])

@@ -15,6 +15,7 @@ import pathlib
 from absl import flags
 
 from data.spec import Spec, load_spec
+from modules.training.cluster.config import Cluster, ClusterError, load_cluster
 from tfx_pipeline import quiet
 from tfx_pipeline.commands import report, simulate
 from tfx_pipeline.commands.report import shown
@@ -27,6 +28,12 @@ flags.DEFINE_string(
     "spec", _SIMULATOR, "YAML file, or name of one in data/specs.", flag_values=FLAGS
 )
 flags.DEFINE_string("data", "", "Folder the spec's source paths start at.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "cluster",
+    "",
+    "YAML of the cluster to train in (deploy/clusters); default: one process.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("output", "", "Folder of the run (default: runs/<spec>).", flag_values=FLAGS)
 simulate.define_flags(FLAGS)
 
@@ -43,6 +50,7 @@ def main(values: flags.FlagValues) -> int:
         raise flags.Error(f"--data={values.data}: no such folder")
     if values.data:
         _check_input(spec, values.data)
+    cluster = _cluster_of(values.cluster)
     layout = output_of(values.output or f"runs/{spec.name}")
     layout.prepare()
     layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
@@ -50,7 +58,7 @@ def main(values: flags.FlagValues) -> int:
         console.print(f"{spec.name}: {shown(layout.output)} (log: {shown(layout.log)})")
         with NodeLines(console) as lines:
             data_root = values.data or _simulate(values, layout, lines)
-            _run_pipeline(spec, os.path.abspath(data_root), layout, lines)
+            _run_pipeline(spec, os.path.abspath(data_root), layout, cluster, lines)
         return report.conclude(spec, layout, console)
 
 
@@ -75,11 +83,26 @@ def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str
     return str(simulate.simulate(values, layout.data, tell))
 
 
-def _run_pipeline(spec: Spec, data_root: str, layout: Layout, lines: NodeLines) -> None:
+def _cluster_of(path: str) -> Cluster:
+    try:
+        cluster = load_cluster(path or None)
+    except ClusterError as error:
+        raise flags.Error(f"--cluster: {error}") from None
+    if cluster.addresses is not None:
+        raise flags.Error(
+            f"--cluster={path}: its processes are elsewhere; a run here starts its own"
+            " ('processes: {worker: 2, ps: 2}')"
+        )
+    return cluster
+
+
+def _run_pipeline(
+    spec: Spec, data_root: str, layout: Layout, cluster: Cluster, lines: NodeLines
+) -> None:
     lines.start("Imports")
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
     from tfx_pipeline.pipeline import create_pipeline
 
-    pipeline = create_pipeline(spec, data_root, layout)
+    pipeline = create_pipeline(spec, data_root, layout, cluster)
     LocalDagRunner().run(pipeline)

@@ -132,6 +132,8 @@ class Cluster(_Strict):
     """hybrid: of rows and gradients on the network."""
     rest_dtype: DType = "float32"
     """hybrid: of rows in a parameter server's memory (halves are rounded stochastically)."""
+    report_every_steps: _Positive = 20
+    """Steps between two records of the loss (parameter_server: one a call)."""
     checkpoint: Checkpoint = Checkpoint()
     max_restarts: _Count = 10
     """Of one process within `restart_window`; one more and the run fails."""

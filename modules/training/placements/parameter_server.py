@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ _CALLS_AHEAD = 8
 
 class ParameterServer:
     """Args:
-    resolver: of the cluster; this process is the coordinator.
+    strategy: of the cluster that this process coordinates.
     features: large tables -> the features that read them (`large_tables`).
     steps_per_call: steps that one scheduled call trains.
     min_shard_bytes: large tables are cut into as many shards of at least that size as there
@@ -37,16 +38,19 @@ class ParameterServer:
     """
 
     tables: LocalTables
+    longest_run = sys.maxsize
 
     def __init__(
         self,
-        resolver: tf.distribute.cluster_resolver.ClusterResolver,
+        strategy: tf.distribute.ParameterServerStrategy,
         features: Mapping[str, tuple[str, ...]],
+        *,
+        workers: int,
+        servers: int,
         steps_per_call: int,
         min_shard_bytes: int,
     ):
-        servers = len(resolver.cluster_spec().job_tasks("ps"))
-        self._workers = len(resolver.cluster_spec().job_tasks("worker"))
+        self._workers = workers
         self._features = features
         self._steps_per_call = steps_per_call
         self._partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(
@@ -54,7 +58,7 @@ class ParameterServer:
         )
         # The partitioner decides on the number of shards, but isn't the strategy's: its shards are
         # ranges of rows, of which the first would have all the frequent ones.
-        self._strategy = tf.distribute.ParameterServerStrategy(resolver)
+        self._strategy = strategy
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
 
     @contextlib.contextmanager
@@ -82,7 +86,9 @@ class ParameterServer:
         # One graph for any number of steps: a step unrolled eight times takes eight times as long
         # to trace, to cut between processes and to optimize.
         @tf.function(autograph=False, input_signature=[scalar] * 4)
-        def call(epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, first: tf.Tensor):
+        def call(
+            epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, first: tf.Tensor
+        ) -> tf.Tensor:
             dataset = batches(epoch, start, stop).map(lambda b: localize(b, self._features))
             iterator = iter(dataset.prefetch(2))
 
@@ -101,23 +107,28 @@ class ParameterServer:
 
         self._call = call
 
-    def steps(self, epoch: int, start: int, stop: int, first: int) -> Iterator[Progress]:
+    def steps(
+        self, epoch: int, start: int, stop: int, first: int, stop_requested: Callable[[], bool]
+    ) -> Iterator[Progress]:
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
 
         def finish() -> Progress:
             count, result = waiting.popleft()
             return Progress(count, self._pack.unpack(result.fetch()))
 
-        try:
-            for at in range(start, stop, self._steps_per_call):
-                end = min(at + self._steps_per_call, stop)
-                waiting.append((end - at, self._schedule(epoch, at, end, first + at - start)))
-                if len(waiting) == _CALLS_AHEAD * self._workers:
-                    yield finish()
-            while waiting:
+        for at in range(start, stop, self._steps_per_call):
+            if stop_requested():
+                break
+            end = min(at + self._steps_per_call, stop)
+            waiting.append((end - at, self._schedule(epoch, at, end, first + at - start)))
+            if len(waiting) == _CALLS_AHEAD * self._workers:
                 yield finish()
-        finally:
-            self._coordinator.join()
+        while waiting:
+            yield finish()
+        self._coordinator.join()
+
+    def sum_over_hosts(self, value: int) -> int:
+        return value
 
     def _schedule(self, *numbers: int) -> Any:
         scalars = tuple(tf.constant(number, tf.int64) for number in numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -34,14 +34,19 @@ class Tables(Protocol):
     def end_save(self, ok: bool) -> None:
         """Says whether that checkpoint is complete; if not, the rows stay touched."""
 
-    def restore(self, chain: list[str]) -> None:
-        """Applies the tables' parts of checkpoints, oldest first, to freshly made tables."""
+    def restore(self, chunks: Mapping[str, list[str]]) -> None:
+        """Brings the tables to what the chunks (prefixes by table, oldest first) hold."""
 
 
 class Placement(Protocol):
     """One of `single`, `mirrored`, `multi_worker_mirrored`, `parameter_server`, `hybrid`."""
 
-    tables: Tables
+    longest_run: int
+    """Steps that `steps` may be asked for at once."""
+
+    @property
+    def tables(self) -> Tables:
+        """Of a placement that was started."""
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where the module and its `Step` are made."""
@@ -49,12 +54,17 @@ class Placement(Protocol):
     def start(self, step: Step, phase: Phase, batches: Batches) -> None:
         """Gets ready to train: optimizer state of the large tables, graphs."""
 
-    def steps(self, epoch: int, start: int, stop: int, first: int) -> Iterator[Progress]:
+    def steps(
+        self, epoch: int, start: int, stop: int, first: int, stop_requested: Callable[[], bool]
+    ) -> Iterator[Progress]:
         """Trains on batches [start, stop) of an epoch, of which the first is step `first`.
 
-        When it is exhausted, all of them are applied everywhere. Between two of its values a
-        prefix of the batches is: closing it stops there (what is under way is finished first).
+        Once a stop is requested it ends early, after what is under way. When it is exhausted, the
+        batches it has reported are applied everywhere, and they are the first ones of the range.
         """
+
+    def sum_over_hosts(self, value: int) -> int:
+        """What all trainers give, summed; every one of them must ask."""
 
     def predict(self, fn: Callable[[Batch], Any], batches: tf.data.Dataset) -> Iterator[Any]:
         """(batch, fn(batch)) for each of a dataset's whole batches, as NumPy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ from modules.features import Batch
 from modules.training.input.localize import host_share, localize, replica_share
 from modules.training.placements.placement import Batches, Progress
 from modules.training.step import Scalars, Step
+
+_RUN_OF_HOSTS = 50
+"""Steps between two times that several hosts agree on whether to stop."""
 
 
 class Synchronous:
@@ -47,6 +51,7 @@ class Synchronous:
         self._host, self._hosts = host, hosts
         self._replicas = strategy.num_replicas_in_sync // hosts
         self._report_every = report_every
+        self.longest_run = sys.maxsize if hosts == 1 else _RUN_OF_HOSTS
 
     def scope(self) -> contextlib.AbstractContextManager:
         return self._strategy.scope()
@@ -73,9 +78,13 @@ class Synchronous:
         # No Python branch depends on data; converting it all anyway would triple the tracing time.
         self._step = tf.function(one_step, autograph=False, input_signature=[spec, number])
 
-    def steps(self, epoch: int, start: int, stop: int, first: int) -> Iterator[Progress]:
+    def steps(
+        self, epoch: int, start: int, stop: int, first: int, stop_requested: Callable[[], bool]
+    ) -> Iterator[Progress]:
         done, sums = 0, None
         for number, batch in enumerate(self._distributed(epoch, start, stop), start=first):
+            if self._hosts == 1 and stop_requested():  # several hosts agree at the end of a run
+                break
             values = self._step(batch, tf.constant(number, tf.int64))
             sums = values if sums is None else sums + values
             done += 1
@@ -84,6 +93,14 @@ class Synchronous:
                 done, sums = 0, None
         if done:
             yield Progress(done, self._pack.unpack(sums))
+
+    def sum_over_hosts(self, value: int) -> int:
+        if self._hosts == 1:
+            return value
+        own = tf.constant(value, tf.int64)
+        everyone = self._strategy.run(lambda: own)
+        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, everyone, axis=None)
+        return int(total) // self._replicas
 
     def predict(self, fn: Callable[[Batch], Any], batches: tf.data.Dataset) -> Iterator[Any]:
         batches = batches.map(lambda batch: localize(batch, self._features))

@@ -1,0 +1,129 @@
+"""A TFX Trainer's training, in its own process or in a local cluster that it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import types
+from typing import Any
+
+from tfx.components.trainer.fn_args_utils import FnArgs
+
+from modules.training.checkpoint.store import Checkpoints
+from modules.training.cluster.config import Cluster, parse_cluster
+from modules.training.cluster.events import Event
+from modules.training.cluster.supervisor import EVENTS_FILE as CLUSTER_EVENTS
+from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
+from modules.training.loop import Preempted
+from modules.training.task import Task
+from modules.training.train import CHECKPOINTS, EVENTS_FILE, Trained, train
+
+_LOG = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("progress")
+_PROGRESS_SECONDS = 2.0
+_HISTORY = "history.jsonl"
+_KEPT = (_HISTORY, EVENTS_FILE, CLUSTER_EVENTS)
+
+
+def run(name: str, fn_args: FnArgs) -> None:
+    """Trains a phase to its end and writes its model artifact.
+
+    `custom_config` says where: `cluster` is a cluster's JSON (`modules/training/cluster/config.py`;
+    without it: in this process), `state` a folder that outlives this execution: the same Trainer
+    started again goes on from the newest checkpoint in it.
+
+    Raises:
+      KeyboardInterrupt: it was told to stop, and has saved.
+      ClusterFailed: a process of the cluster died more often than it may.
+    """
+    phase = importlib.import_module(f"modules.training.{name}")
+    cluster = parse_cluster(fn_args.custom_config.get("cluster", {}), "custom_config.cluster")
+    state = fn_args.custom_config.get("state") or os.path.join(fn_args.model_run_dir, "state")
+    folder = pathlib.Path(state) / f"{name}-{_fingerprint(fn_args)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if cluster.placement == "single":
+        trained = _train_here(phase, fn_args, folder, cluster)
+    else:
+        trained = _train_in_cluster(name, fn_args, folder, cluster)
+    phase.finish(fn_args, trained)
+    os.makedirs(fn_args.model_run_dir, exist_ok=True)
+    for file in _KEPT:
+        if (folder / file).exists():
+            shutil.copy(folder / file, fn_args.model_run_dir)
+    shutil.rmtree(folder)
+
+
+def _train_here(
+    phase: types.ModuleType, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
+) -> Trained:
+    try:
+        trained = train(lambda: phase.program(fn_args), fn_args, folder, cluster, None)
+    except Preempted as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
+    assert trained is not None  # the only trainer is the chief
+    return trained
+
+
+def _train_in_cluster(
+    name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
+) -> Trained:
+    task = Task(phase=name, fn_args=fields_of(fn_args), cluster=cluster, folder=str(folder))
+    path = folder / "task.json"
+    path.write_text(task.model_dump_json(indent=1))
+    chief = [sys.executable, "-m", "modules.training.task", f"--task={path}"]
+    supervisor = Supervisor(cluster, folder, {"chief": chief}, tell=_tell)
+    with supervisor, stopped_by_signals(supervisor):
+        code = _wait(supervisor, folder / _HISTORY)
+    if code:
+        raise KeyboardInterrupt(f"{name}: stopped; the same command goes on from the checkpoint")
+    checkpoint = Checkpoints(folder / CHECKPOINTS, folder.name).latest()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{folder}: the cluster ended without a checkpoint")
+    return Trained(checkpoint, folder)
+
+
+def _wait(supervisor: Supervisor, history: pathlib.Path) -> int:
+    """Waits for the chief; what it recorded last is the progress to show."""
+    while True:
+        try:
+            return supervisor.wait(_PROGRESS_SECONDS)
+        except TimeoutError:
+            newest = history.read_text().splitlines()[-1:] if history.exists() else []
+            for line in newest:
+                record = json.loads(line)
+                _PROGRESS.info(
+                    "%s: step %d, loss %.4f", record["phase"], record["step"], record["loss"]
+                )
+
+
+def _tell(event: Event) -> None:
+    who = f"{event['role']} {event['index']}" if "role" in event else "cluster"
+    _LOG.info("%s: %s", who, event)
+
+
+def _fingerprint(fn_args: FnArgs) -> str:
+    """Changes with anything that a checkpoint of this training couldn't be restored into."""
+    config = fn_args.custom_config
+    paths = [*fn_args.train_files, *fn_args.eval_files, fn_args.transform_output]
+    about = [config["spec"], config.get("code", ""), paths, fn_args.base_model]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def fields_of(fn_args: FnArgs) -> dict[str, Any]:
+    """What a phase reads of a Trainer's arguments."""
+    names = (
+        "train_files",
+        "eval_files",
+        "transform_output",
+        "base_model",
+        "serving_model_dir",
+        "model_run_dir",
+        "custom_config",
+    )
+    return {name: getattr(fn_args, name) for name in names}

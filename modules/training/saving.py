@@ -1,0 +1,192 @@
+"""A training run's checkpoints: what is in one, when it is taken, how a run goes on from it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from modules.training.checkpoint import dense
+from modules.training.checkpoint.error import CheckpointError
+from modules.training.checkpoint.manifest import Tables as WrittenTables
+from modules.training.checkpoint.store import Checkpoint, Checkpoints
+from modules.training.checkpoint.tables import chunks, restore_into
+from modules.training.checkpoint.writer import AsyncWriter
+from modules.training.placements.placement import Placement
+from modules.training.step import Step, tables_of
+
+_LOG = logging.getLogger(__name__)
+_STAGING = "rows-"
+_UNWRITABLE = (CheckpointError, OSError, tf.errors.OpError)
+
+
+class Saving:
+    """Saves and restores everything that training changes.
+
+    What training changes next is copied while it waits: dense variables to memory, touched rows to
+    disk (by the processes that hold them). The rest (writing, checksums, merging) goes on beside
+    it.
+
+    Args:
+      run: fingerprint of what is trained.
+      writes: whether this trainer is the one that writes (the chief); all of them restore.
+      report: told what is saved, and what failed.
+    """
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        run: str,
+        module: Any,
+        step: Step,
+        placement: Placement,
+        placement_name: str,
+        *,
+        keep: int,
+        max_deltas: int,
+        writes: bool,
+        report: Callable[..., None],
+    ):
+        self._folder = pathlib.Path(folder)
+        self._run = run
+        self._objects = trained_objects(module) | {
+            "dense_optimizer": step.dense_optimizer,
+            "table_optimizer": step.table_optimizer,
+        }
+        self._without = large_shards(module)
+        self._placement, self._placement_name = placement, placement_name
+        self._checkpoints = Checkpoints(folder, run, keep, max_deltas)
+        self._writes = writes
+        self._report = report
+        self._outcomes: list[bool] = []  # of the save whose rows are marked, once known
+        self._writer = AsyncWriter(self._checkpoints, None, placement_name, report)
+
+    def resume(self) -> int:
+        """Restores the newest usable checkpoint on every trainer; the step to go on from."""
+        newest = self._checkpoints.latest() if self._writes else None
+        for skipped in self._checkpoints.skipped:
+            self._report("checkpoint_skipped", step=skipped.step, reason=skipped.reason)
+        step = self._placement.sum_over_hosts(newest.step if newest else 0)
+        checkpoint = newest if self._writes else (self._checkpoints.at(step) if step else None)
+        if checkpoint is not None:
+            dense.restore(str(checkpoint.folder / dense.NAME), self._objects, self._without)
+            self._report("resumed", step=step)
+        self._placement.tables.restore(table_chunks(checkpoint))
+        if self._writes:
+            self._remove_staging()
+        self._writer.close()
+        self._writer = AsyncWriter(
+            self._checkpoints, step or None, self._placement_name, self._report
+        )
+        return step
+
+    def save(self, step: int) -> None:
+        """Takes a checkpoint. What can't be written is reported, and is in the next one."""
+        self._settle()
+        self._take(step)
+
+    def finish(self, step: int) -> Checkpoint | None:
+        """Saves the last step, unless it is saved already, and waits for it.
+
+        Returns:
+          None where another trainer writes.
+
+        Raises:
+          CheckpointError: it can't be written.
+        """
+        self._settle()
+        if self._writer.saved != step:
+            self._take(step)
+        self.close()
+        return self._checkpoints.at(step) if self._writes else None
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._settle()
+        self._writer.close()
+
+    def _take(self, step: int) -> None:
+        values = dense.dense_snapshot(self._objects, self._without)
+        if not self._writes:
+            return
+        staging = self._folder / f"{_STAGING}{step}"
+        try:
+            staging.mkdir(parents=True)
+            rows = self._placement.tables.save(str(staging))
+        except _UNWRITABLE as error:
+            self._placement.tables.end_save(False)
+            shutil.rmtree(staging, ignore_errors=True)
+            self._report("checkpoint_failed", step=step, reason=str(error))
+            _LOG.warning("checkpoint of step %d: %s", step, error)
+            return
+        parts = [functools.partial(_write_dense, values), functools.partial(_move, staging, rows)]
+        self._writer.save(step, parts, self._outcomes.append)
+
+    def _settle(self) -> None:
+        """Waits for the save under way; its rows are saved, or still to be."""
+        with contextlib.suppress(CheckpointError):  # it was logged and reported
+            self._writer.wait()
+        while self._outcomes:
+            self._placement.tables.end_save(self._outcomes.pop())
+
+    def _remove_staging(self) -> None:
+        for leftover in self._folder.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover)
+
+
+def shared_objects(module: Any) -> dict[str, tf.Module]:
+    """What both phases train, as a checkpoint calls it."""
+    return {"tables": module.tables, "encoder": module.encoder}
+
+
+def trained_objects(module: Any) -> dict[str, tf.Module]:
+    """All of a module, as a checkpoint calls it; `module` is what isn't shared."""
+    return shared_objects(module) | {"module": module}
+
+
+def large_shards(module: tf.Module) -> list[tf.Variable]:
+    """Variables that a checkpoint holds as tables, not with the dense ones."""
+    return [shard for table in tables_of(module) if table.large for shard in table.shards]
+
+
+def table_chunks(checkpoint: Checkpoint | None) -> dict[str, list[str]]:
+    """By table: absolute prefixes of its touched rows, oldest first."""
+    if checkpoint is None:
+        return {}
+    return {name: chunks(checkpoint, name) for name in checkpoint.manifest.tables}
+
+
+def load_into(module: Any, checkpoint: Checkpoint) -> None:
+    """Gives a built module, all of it in this process, the values of a checkpoint."""
+    dense.restore(
+        str(checkpoint.folder / dense.NAME), trained_objects(module), large_shards(module)
+    )
+    for table in tables_of(module):
+        if table.large:
+            shards = {i: functools.partial(_assign_rows, s) for i, s in enumerate(table.shards)}
+            restore_into(
+                checkpoint, table.name, table.num_rows, table.dim, len(table.shards), shards
+            )
+
+
+def _assign_rows(shard: tf.Variable, local: np.ndarray, rows: np.ndarray, _: np.ndarray) -> None:
+    shard.scatter_update(tf.IndexedSlices(tf.cast(rows, shard.dtype), local))
+
+
+def _write_dense(values: Mapping[str, np.ndarray], folder: pathlib.Path) -> WrittenTables:
+    dense.write(str(folder / dense.NAME), values)
+    return {}
+
+
+def _move(staging: pathlib.Path, rows: WrittenTables, folder: pathlib.Path) -> WrittenTables:
+    for part in staging.iterdir():
+        part.rename(folder / part.name)
+    staging.rmdir()
+    return rows

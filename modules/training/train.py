@@ -1,0 +1,188 @@
+"""Trains a program in a cluster: what every trainer and the coordinator do."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from tfx.components.trainer.fn_args_utils import FnArgs
+
+from data.spec import Spec
+from modules.embeddings.table import ids_key, rows_key
+from modules.features import Batch
+from modules.models.supermoe import table_dim
+from modules.preprocessing import table_rows
+from modules.training import files
+from modules.training.checkpoint.preemption import stop_requested
+from modules.training.checkpoint.store import Checkpoint
+from modules.training.cluster.config import Cluster, Task
+from modules.training.cluster.events import EventLog
+from modules.training.history import History
+from modules.training.input.batches import epoch_batches
+from modules.training.input.localize import large_tables, localize
+from modules.training.input.shards import Shards, load_shards, write_shards
+from modules.training.loop import Loop
+from modules.training.placements.create import create, strategy_of
+from modules.training.placements.placement import Batches, Placement
+from modules.training.program import Program
+from modules.training.saving import Saving, load_into
+from modules.training.step import Step
+
+EVENTS_FILE = "training-events.jsonl"
+CHECKPOINTS = "checkpoints"
+_INPUT = "input"
+_WAIT_SECONDS = 600
+"""For the chief to have read the input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run leaves: the last step's checkpoint, and its folder."""
+
+    checkpoint: Checkpoint
+    folder: pathlib.Path
+
+
+def train(
+    program: Callable[[], Program],
+    fn_args: FnArgs,
+    folder: pathlib.Path,
+    cluster: Cluster,
+    task: Task | None,
+) -> Trained | None:
+    """Trains to the end, from where `folder` says that an earlier process came.
+
+    Args:
+      program: made after this process is connected with the others.
+      folder: the run's own: input, checkpoints, history, events; every process sees it.
+      task: this process's; None: it is alone.
+
+    Returns:
+      None for a trainer that isn't the chief.
+
+    Raises:
+      Preempted: it was told to stop, and has saved.
+    """
+    with stop_requested() as stop:
+        strategy = strategy_of(cluster, task)
+        of_phase = program()
+        chief = task is None or task.type == "chief"
+        shards = _shards(of_phase, fn_args, folder / _INPUT, chief)
+        features = large_tables(of_phase.spec, table_rows(of_phase.spec, of_phase.transform_output))
+        placement = create(cluster, task, strategy, features)
+        return _train(of_phase, placement, shards, features, folder, cluster, chief, stop.is_set)
+
+
+def restored(program: Program, trained: Trained) -> Any:
+    """The trained module, all of it in this process.
+
+    Raises:
+      CheckpointError: the checkpoint isn't this program's, or is damaged.
+    """
+    shards = load_shards(str(trained.folder / _INPUT))
+    batches = functools.partial(epoch_batches, shards, program.transform_output, program.spec)
+    module = program.build(_small_batch(batches, {}, program.spec))
+    load_into(module, trained.checkpoint)
+    return module
+
+
+def _train(
+    program: Program,
+    placement: Placement,
+    shards: Shards,
+    features: Mapping[str, tuple[str, ...]],
+    folder: pathlib.Path,
+    cluster: Cluster,
+    chief: bool,
+    stopped: Callable[[], bool],
+) -> Trained | None:
+    started = time.monotonic()
+    report = EventLog(folder / EVENTS_FILE).add if chief else _unrecorded
+    batches = functools.partial(epoch_batches, shards, program.transform_output, program.spec)
+    num_steps = program.phase.epochs * shards.num_batches
+    with placement.scope():
+        module = program.build(_small_batch(batches, features, program.spec))
+        step = Step(
+            module,
+            lambda batch, number: program.loss(module, batch, number),
+            program.phase,
+            num_steps,
+        )
+    placement.start(step, program.phase, batches)
+    saving = Saving(
+        folder / CHECKPOINTS,
+        folder.name,
+        module,
+        step,
+        placement,
+        cluster.placement,
+        keep=cluster.checkpoint.keep,
+        max_deltas=cluster.checkpoint.max_deltas,
+        writes=chief,
+        report=report,
+    )
+    first = saving.resume()
+    if not first:
+        program.warm_start(module, placement)
+    report("training", step=first, num_steps=num_steps, seconds=time.monotonic() - started)
+    history = History(folder, program.name, first) if chief else None
+    loop = Loop(
+        program.title,
+        shards.num_batches,
+        program.phase.epochs,
+        cluster.checkpoint.every_steps,
+        history,
+        saving.save,
+        functools.partial(program.at_epoch_end, module, placement),
+        stopped,
+    )
+    try:
+        loop.run(placement, first)
+    except BaseException:
+        saving.close()
+        raise
+    checkpoint = saving.finish(num_steps)
+    report("trained", step=num_steps, seconds=time.monotonic() - started)
+    return Trained(checkpoint, folder) if checkpoint else None
+
+
+def _small_batch(batches: Batches, features: Mapping[str, tuple[str, ...]], spec: Spec) -> Batch:
+    """What variables are built with: two instances, with rows for tables that live elsewhere."""
+    batch = next(iter(batches(0, 0, 1)))
+    batch = localize({name: value[:2] for name, value in batch.items()}, features)
+    rows = {name: [tf.size(batch[ids_key(name)]), table_dim(spec, name)] for name in features}
+    return batch | {rows_key(name): tf.zeros(shape) for name, shape in rows.items()}
+
+
+def _shards(program: Program, fn_args: FnArgs, folder: pathlib.Path, chief: bool) -> Shards:
+    """Written by the chief, while the others wait."""
+    if chief:
+        return write_shards(
+            files.of_split(fn_args, program.spec, "train"),
+            program.transform_output,
+            program.spec,
+            "train",
+            str(folder),
+            batch_size=program.phase.batch_size,
+            seed=program.spec.training.seed,
+            min_events=program.min_events,
+            min_targets=program.min_targets,
+        )
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return load_shards(str(folder))
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _unrecorded(event: str, **fields: Any) -> None:
+    logging.getLogger(__name__).info("%s %s", event, fields)

@@ -1,0 +1,40 @@
+"""Trains a module on batches given by hand, as the `single` placement does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from data.spec import Phase
+from modules.training.history import History
+from modules.training.loop import Loop
+from modules.training.placements.synchronous import Synchronous
+from modules.training.step import Step
+
+
+def fit(
+    module: Any,
+    loss_fn: Callable,
+    dataset: tf.data.Dataset,
+    num_batches: int,
+    phase: Phase,
+    folder: str,
+    at_epoch_end: Callable[[], dict[str, float]] = dict,
+) -> None:
+    """`dataset` is every epoch's; its batches are dicts."""
+    placement = Synchronous(tf.distribute.get_strategy(), {})
+    step = Step(module, loss_fn, phase, phase.epochs * num_batches)
+    placement.start(step, phase, lambda epoch, start, stop: dataset.skip(start).take(stop - start))
+    loop = Loop(
+        "fine-tune",
+        num_batches,
+        phase.epochs,
+        save_every=10**9,
+        history=History(folder, "finetune"),
+        save=lambda step: None,
+        at_epoch_end=at_epoch_end,
+        stop_requested=lambda: False,
+    )
+    loop.run(placement, 0)
