@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 import signal
@@ -101,6 +102,19 @@ def test_a_lost_or_shortened_shard_is_written_anew(transformed, tmp_path):
     assert _instances(transformed, _write(transformed, tmp_path)) == numbers
     os.remove(shards.paths[0])
     assert _instances(transformed, _write(transformed, tmp_path)) == numbers
+
+
+def test_others_wait_for_the_writer_and_take_no_other_inputs_shards(transformed, tmp_path):
+    _write(transformed, tmp_path, seed=9)
+    with pytest.raises(TimeoutError, match="no new shard for 1 s"):
+        _write(transformed, tmp_path, wait_seconds=1)
+    with pytest.raises(TimeoutError):
+        _write(transformed, tmp_path / "not yet there", wait_seconds=0)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        other = pool.submit(_write, transformed, tmp_path, wait_seconds=60)
+        shards = _write(transformed, tmp_path)
+        assert other.result() == shards
+    assert shards.seed == ARGUMENTS["seed"]
 
 
 _KILLED = """

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from modules.training.input.records import kept_instances, naming_damaged
 _BLOCK = 1024
 _INDEX = "index.json"
 _GZIP_LEVEL = 1
+_POLL_SECONDS = 0.5
 _PROGRESS = logging.getLogger("progress")
 
 
@@ -79,11 +81,12 @@ def write_shards(
     batches_per_shard: int = 4,
     shards_per_unit: int = 4,
     shuffle_buffer: int = 16384,
+    wait_seconds: float | None = None,
 ) -> Shards:
     """One pass over the instances of a split, or none where `folder` has its shards already.
 
-    What is written is a function of the arguments and the files. One process writes; others
-    wait for it and call `load_shards`.
+    What is written is a function of the arguments and the files. Of several processes one
+    writes, and the others, with the same arguments and `wait_seconds`, wait for it.
 
     Args:
       files: GZIP TFRecord files of transformed instances.
@@ -92,9 +95,12 @@ def write_shards(
         Shards of other arguments or files, or without an index, are written anew.
       min_events, min_targets: instances with fewer (after the cut) are left out.
       shuffle_buffer: instances in memory among which a shard's are drawn.
+      wait_seconds: None: this process writes. Else another one does; how long to wait for each
+        next shard of it.
 
     Raises:
       ValueError: no instance is left, or a file is damaged (named).
+      TimeoutError: the other process is silent.
     """
     about = {
         "files": hashlib.sha256(json.dumps(_identities(files)).encode()).hexdigest(),
@@ -108,8 +114,10 @@ def write_shards(
         "shards_per_unit": shards_per_unit,
         "shuffle_buffer": shuffle_buffer,
     }
-    index = _read_index(folder)
-    if index and index["about"] == about and index["shards"] == _sizes(folder):
+    if wait_seconds is not None:
+        _wait(folder, about, wait_seconds)
+        return load_shards(folder)
+    if _is_complete(folder, about):
         return load_shards(folder)
     _clear(folder)
     blocks = kept_instances(
@@ -248,15 +256,44 @@ def _identities(files: Sequence[str]) -> list[tuple[str, int, int]]:
     return [(path, stat.length, stat.mtime_nsec) for path, stat in stats]
 
 
-def _sizes(folder: str) -> dict[str, int]:
+def _wait(folder: str, about: dict[str, Any], seconds: float) -> None:
+    seen, deadline = None, 0.0
+    while not _is_complete(folder, about):
+        names = _names(folder)
+        if names != seen:
+            seen, deadline = names, time.monotonic() + seconds
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{folder}: no new shard for {seconds:g} s, and those of this input aren't"
+                " complete. Has the process that writes them stopped?"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_complete(folder: str, about: dict[str, Any]) -> bool:
+    index = _read_index(folder)
+    if index is None or index["about"] != about or sorted(index["shards"]) != _names(folder):
+        return False
+    try:
+        return index["shards"] == _sizes(folder)
+    except tf.errors.NotFoundError:  # the writer has begun to clear the folder
+        return False
+
+
+def _names(folder: str) -> list[str]:
     paths = tf.io.gfile.glob(os.path.join(folder, "shard-*.gz"))
-    return {os.path.basename(path): tf.io.gfile.stat(path).length for path in paths}
+    return sorted(os.path.basename(path) for path in paths)
+
+
+def _sizes(folder: str) -> dict[str, int]:
+    names = _names(folder)
+    return {name: tf.io.gfile.stat(os.path.join(folder, name)).length for name in names}
 
 
 def _clear(folder: str) -> None:
     """The index first: without it, what remains is incomplete by definition."""
     tf.io.gfile.makedirs(folder)
-    for name in (_INDEX, *_sizes(folder)):
+    for name in (_INDEX, *_names(folder)):
         path = os.path.join(folder, name)
         if tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
