@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import re
 import threading
@@ -94,7 +95,10 @@ class SparseTier:
         self._threads = concurrent.futures.ThreadPoolExecutor(
             _CALLS_AT_ONCE * len(addresses), thread_name_prefix="sparse-tier"
         )
-        self._on_all(Connection.connect)
+        with contextlib.ExitStack() as unless_connected:
+            unless_connected.callback(self.close)
+            self._on_all(Connection.connect)
+            unless_connected.pop_all()
 
     def pull(self, ids: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Reads rows.
@@ -134,14 +138,14 @@ class SparseTier:
         Args:
           ids: int64 [U] by table, distinct; a table left out is not changed.
           gradients: float [U, dim] by table; exact zeros for row 0 (PAD).
-          sequence: higher than that of the last push.
+          sequence: higher than that of the last push that returned; one that failed may be
+            repeated under its own.
         """
         if sequence <= self._sequence:
             raise ValueError(f"push {sequence} after {self._sequence}: it would not be applied")
-        self._sequence = sequence
         parts = self._partitions(ids)
         sent = {
-            name: np.asarray(gradients[name])[parts[name].order].astype(self._wire, copy=False)
+            name: np.asarray(gradients[name]).astype(self._wire, copy=False)[parts[name].order]
             if name in gradients
             else np.empty([0, table.dim], self._wire)
             for name, table in self._layout.tables.items()
@@ -158,6 +162,7 @@ class SparseTier:
                 shard.statistics.bytes_pushed += _bytes(values)
 
         self._on_all(push_to)
+        self._sequence = sequence
 
     def save(self, folder: str) -> dict[str, dict[str, Any]]:
         """Has every server write the rows touched since the last complete save below `folder`.

@@ -159,9 +159,7 @@ class Connection:
         self._closed.set()
         with self._lock:
             if self._session is not None:
-                # A server that is gone has no session to end.
-                with contextlib.suppress(tf.errors.OpError):
-                    self._session.close()
+                _end(self._session)
                 self._session = None
 
     @property
@@ -182,6 +180,8 @@ class Connection:
     def _come_back(self, generation: int, error: tf.errors.OpError, deadline: float) -> None:
         """Reconnects, unless another thread did since `generation`."""
         with self._lock:
+            if self._closed.is_set():
+                raise TierError(f"{self._name}: closed") from error
             if self._generation != generation:
                 return
             since = time.monotonic()
@@ -205,10 +205,10 @@ class Connection:
     def _reach(self, deadline: float) -> None:
         pause, longest = _BACKOFF_SECONDS
         while True:
-            session = self._new_session()
             try:
-                self._incarnation = self._open(session)
-            except _LOST as error:  # not closed: that would have to wait for the server as well
+                self._renew()
+                return
+            except _LOST as error:
                 if time.monotonic() + pause > deadline:
                     raise self._gone(error) from error
                 if self._closed.wait(pause):
@@ -216,10 +216,18 @@ class Connection:
                 pause = min(2 * pause, longest)
             except tf.errors.OpError as error:
                 raise self._refused(error) from error
-            else:
-                self._session = session
-                self._generation += 1
-                return
+
+    def _renew(self) -> None:
+        """Another session in place of the one that there is, if it can be opened."""
+        session = self._new_session()
+        with contextlib.ExitStack() as unless_opened:
+            unless_opened.callback(_end, session)
+            self._incarnation = self._open(session)
+            unless_opened.pop_all()
+        if self._session is not None:
+            _end(self._session)
+        self._session = session
+        self._generation += 1
 
     def _new_session(self) -> tf.compat.v1.Session:
         config = v1.ConfigProto(
@@ -264,6 +272,19 @@ class Connection:
 
     def _refused(self, error: tf.errors.OpError) -> TierError:
         return TierError(f"{self._name}: {type(error).__name__}: {_reason(error)}")
+
+
+def _end(session: tf.compat.v1.Session) -> None:
+    """Closes a session in a thread of its own: for a lost server that takes as long as any call.
+
+    Left to Python's garbage collector, it would stop whichever thread that strikes.
+    """
+
+    def close() -> None:
+        with contextlib.suppress(tf.errors.OpError):  # a server that is gone has no session to end
+            session.close()
+
+    threading.Thread(target=close, name="sparse-tier-end").start()
 
 
 def _reason(error: tf.errors.OpError) -> str:
