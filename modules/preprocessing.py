@@ -27,6 +27,7 @@ from modules.embeddings.table import MISSING, NUM_RESERVED
 Features = dict[str, tf.Tensor | tf.RaggedTensor]
 Map = Callable[[tf.Tensor], tf.Tensor]
 _CATEGORY_OOV_ROWS = 1
+_FINGERPRINTS = 2**62
 
 
 def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Features:
@@ -49,9 +50,17 @@ def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Feature
 
 
 def table_rows(spec: Spec, transform_output: tft.TFTransformOutput) -> dict[str, int]:
-    """Rows of every embedding table: reserved ones, then vocabulary, then hash buckets."""
+    """Rows of every embedding table: reserved ones, then vocabulary, then hash buckets.
+
+    Of a dynamic table, whose ids are keys and not row numbers, the rows it has room for; of a
+    compressed one, the row numbers, not what is stored (`private_rows`).
+    """
     rows = {}
     for table, channels in spec.tables.items():
+        dynamic = table_setting(channels, "dynamic", None)
+        if dynamic is not None:
+            rows[table] = NUM_RESERVED + dynamic.capacity + dynamic.tail_rows
+            continue
         values = table_setting(channels, "values", None)
         if values is not None:
             vocabulary = len(values)
@@ -63,6 +72,11 @@ def table_rows(spec: Spec, transform_output: tft.TFTransformOutput) -> dict[str,
     return rows
 
 
+def private_rows(spec: Spec, table: str, num_rows: int) -> int:
+    """Row numbers of a table, of `num_rows` by `table_rows`, that no two values share."""
+    return num_rows - _hashed_rows(spec.tables[table])
+
+
 def _hashed_rows(channels: tuple[CategoryChannel | IdChannel, ...]) -> int:
     return table_setting(channels, "rows", _CATEGORY_OOV_ROWS)
 
@@ -70,11 +84,20 @@ def _hashed_rows(channels: tuple[CategoryChannel | IdChannel, ...]) -> int:
 def _row_lookup(
     table: str, channels: tuple[CategoryChannel | IdChannel, ...], spec: Spec, inputs: Features
 ) -> Map:
-    """A function from a flat tensor of raw values to their table's rows."""
+    """A function from a flat tensor of raw values to their table's rows, or a dynamic one's keys.
+
+    A key is NUM_RESERVED + the id, or + 62 bits of the id's hash where it is text.
+    """
     values = table_setting(channels, "values", None)
     top_k = table_setting(channels, "top_k", None)
     hashed = _hashed_rows(channels)
-    if values is not None:
+    if table_setting(channels, "dynamic", None) is not None:
+
+        def lookup(x):
+            # The hash (FarmHash's Fingerprint64) is fixed for ever: keys outlive a run.
+            return tf.strings.to_hash_bucket_fast(x, _FINGERPRINTS) if x.dtype == tf.string else x
+
+    elif values is not None:
 
         def lookup(x):
             hits = tf.equal(x[:, tf.newaxis], tf.constant(values)[tf.newaxis, :])
