@@ -1,0 +1,404 @@
+"""Dynamic tables against a dict: whatever arrives, slots are the keys' own and never too many."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+
+from data.spec import Dynamic
+from modules.embeddings import key_map, sightings
+from modules.embeddings.dynamic import (
+    DynamicTable,
+    FrozenDynamicTable,
+    find_slots,
+    lifecycle_record,
+    shard_of,
+)
+from modules.embeddings.dynamic_state import export_state, import_state
+from modules.embeddings.table import MASK, MISSING, NUM_RESERVED, PAD
+
+DIM = 4
+SIZES = Dynamic(capacity=16, tail_rows=6, admit_after=2, evict_after=3)
+FIRST_OF_TAIL = NUM_RESERVED + SIZES.capacity
+
+
+def _table(name: str = "t", **changes) -> DynamicTable:
+    return DynamicTable(DIM, name, SIZES.model_copy(update=changes))
+
+
+def _keys(*keys: int) -> tf.Tensor:
+    return tf.constant(keys, tf.int64, shape=[len(keys)])
+
+
+def _step(step: int) -> tf.Tensor:
+    return tf.constant(step, tf.int64)
+
+
+def _is_private(slots: np.ndarray) -> np.ndarray:
+    return (slots >= NUM_RESERVED) & (slots < FIRST_OF_TAIL)
+
+
+def _statistics(table: DynamicTable) -> dict[str, int]:
+    return {name: int(value) for name, value in table.statistics()._asdict().items()}
+
+
+# One table, cleared before each example: tracing its functions is what takes time.
+_EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("seen"), st.sets(st.integers(3, 60), min_size=1, max_size=24)),
+        st.tuples(st.just("evict"), st.integers(0, 4)),
+    ),
+    max_size=25,
+)
+
+
+@pytest.fixture(scope="module")
+def shared_table() -> DynamicTable:
+    return _table("model")
+
+
+def _clear(table: DynamicTable) -> None:
+    for variable in (table.keys, table.last_seen, table.cells, table.counters):
+        variable.assign(tf.zeros_like(variable))
+
+
+@given(events=_EVENTS)
+@settings(max_examples=60, deadline=None)
+def test_any_arrivals_and_evictions_against_a_dict(shared_table, events):
+    """The dict holds what the table may not forget: who has a slot, and when it was last seen."""
+    table = shared_table
+    _clear(table)
+    slot_of: dict[int, int] = {}
+    last_seen: dict[int, int] = {}
+    admitted = evicted = step = 0
+    for what, value in events:
+        if what == "evict":
+            step += value
+            gone = {k for k in slot_of if step - last_seen[k] > SIZES.evict_after}
+            assert table.evict(_step(step)).numpy() == len(gone)
+            evicted += len(gone)
+            for key in gone:
+                del slot_of[key]
+            if gone:
+                assert not _is_private(
+                    table.resolve(_keys(*gone), _step(step), False).numpy()
+                ).any()
+        else:
+            step += 1
+            keys = sorted(value)
+            slots = table.resolve(_keys(*keys), _step(step)).numpy()
+            for key, slot in zip(keys, slots.tolist(), strict=True):
+                if key in slot_of:
+                    assert slot == slot_of[key]
+                elif _is_private(slot):
+                    slot_of[key] = slot
+                    admitted += 1
+                else:
+                    assert FIRST_OF_TAIL <= slot < table.num_rows
+            last_seen |= dict.fromkeys(keys, step)
+        everyone = np.arange(3, 61)
+        now = table.resolve(tf.constant(everyone), _step(step), False).numpy()
+        private = _is_private(now)
+        assert dict(zip(everyone[private], now[private], strict=True)) == slot_of
+        assert len(set(slot_of.values())) == len(slot_of) <= SIZES.capacity
+        # Free places are conserved: whatever isn't a key's own is free.
+        assert np.count_nonzero(table.keys) == len(slot_of)
+        found = _statistics(table)
+        assert (found["admitted"], found["evicted"]) == (admitted, evicted)
+        assert found["occupied"] == len(slot_of)
+
+
+@given(
+    st.sets(st.integers(3, 10**12), min_size=1, max_size=100),
+    st.sets(st.integers(3, 200), max_size=30),
+)
+@settings(max_examples=40, deadline=None)
+def test_free_slots_are_free_and_distinct(present, wanted):
+    stored = tf.Variable(tf.zeros([6, key_map.BUCKET], tf.int64))
+    for keys in (present, wanted - present):
+        slots = key_map.free_slots(stored, _keys(*keys)).numpy()
+        placed = slots != key_map.ABSENT
+        assert len(set(slots[placed])) == placed.sum()
+        assert (tf.reshape(stored, [-1]).numpy()[slots[placed]] == key_map.FREE).all()
+        kept = _keys(*np.array(list(keys))[placed])
+        key_map.write(stored, tf.constant(slots[placed]), kept)
+        np.testing.assert_array_equal(key_map.find(stored, kept), slots[placed])
+
+
+def test_reserved_keys_have_their_own_slots_and_are_never_evicted():
+    table = _table()
+    for step in (1, 2, 30):
+        slots = table.resolve(_keys(PAD, MASK, MISSING), _step(step))
+        np.testing.assert_array_equal(slots, [0, 1, 2])
+        assert table.evict(_step(step + 20)).numpy() == 0
+    assert _statistics(table)["admitted"] == 0
+
+
+@pytest.mark.parametrize("admit_after", [1, 2, 4])
+def test_admission_at_the_sighting_asked_for(admit_after):
+    table = _table(admit_after=admit_after)
+    for sighting in range(1, 6):
+        slot = table.resolve(_keys(77), _step(sighting)).numpy()
+        assert _is_private(slot)[0] == (sighting >= admit_after)
+        table.resolve(_keys(77), _step(sighting), training=False)  # reading is no sighting
+
+
+def test_sightings_are_forgotten_in_time():
+    table = _table(admit_after=2)
+    table.resolve(_keys(77), _step(1))
+    # A window is `capacity` sightings of keys without a row.
+    for key in range(100, 115):
+        table.resolve(_keys(key), _step(2))
+    assert not _is_private(table.resolve(_keys(77), _step(3)).numpy()).any()
+    assert _is_private(table.resolve(_keys(77), _step(4)).numpy()).all()
+
+
+def test_batches_larger_than_the_table_do_not_keep_everyone_out():
+    table = _table()
+    batch = _keys(*range(100, 400))
+    for step in range(1, 5):
+        slots = table.resolve(batch, _step(step)).numpy()
+    assert _is_private(slots).sum() == SIZES.capacity
+
+
+def test_a_full_table_admits_nobody_until_eviction():
+    table = _table(admit_after=1, evict_after=5)
+    first = _keys(*range(1000, 1200))
+    slots = table.resolve(first, _step(1)).numpy()
+    assert _is_private(slots).sum() == SIZES.capacity  # 200 keys leave no bucket unfilled
+    assert _statistics(table)["refused"] == 200 - SIZES.capacity
+    assert not _is_private(table.resolve(_keys(5), _step(2)).numpy()).any()
+    assert table.evict(_step(6)).numpy() == 0
+    assert table.evict(_step(7)).numpy() == SIZES.capacity
+    assert _is_private(table.resolve(_keys(5), _step(8)).numpy()).all()
+    assert not _is_private(table.resolve(first, _step(8), training=False).numpy()).any()
+
+
+def test_an_admitted_row_starts_as_its_tail_row_with_a_fresh_optimizer():
+    table = _table()
+    key = _keys(123)
+    tail = table.resolve(key, _step(1))
+    table.update(tail, tf.ones([1, DIM]), 0.1)
+    learned = table.gather(tail).numpy()
+    own = table.resolve(key, _step(2))
+    np.testing.assert_array_equal(table.gather(own), learned)
+    assert table.state.numpy()[own[0]] == np.float32(0.1) < table.state.numpy()[tail[0]]
+    table.update(own, tf.ones([1, DIM]), 0.1)
+    np.testing.assert_array_equal(table.gather(tail), learned)
+    # The slot's next owner finds nothing of it.
+    table.evict(_step(20))
+    heirs = range(1000, 1200)
+    for step in (20, 21):
+        slots = table.resolve(_keys(*heirs), _step(step)).numpy()
+    heir = _keys(heirs[list(slots).index(own.numpy()[0])])
+    its_tail = find_slots(tf.zeros_like(table.keys), heir, SIZES.tail_rows)
+    np.testing.assert_array_equal(table.gather(own), table.gather(its_tail))
+    assert table.state.numpy()[own[0]] == np.float32(0.1)
+
+
+def test_update_is_rowwise_adagrad_with_tail_gradients_summed():
+    table = _table(tail_rows=1)
+    slots = table.resolve(_keys(7, PAD, 8, 9), _step(1))
+    before = table.gather(slots).numpy()
+    grads = np.array([[1.0] * DIM, [0.0] * DIM, [2.0] * DIM, [-0.5] * DIM], np.float32)
+    table.update(slots, tf.constant(grads), 0.1)
+    total = 2.5
+    expected = before - 0.1 * total / np.sqrt(0.1 + total**2)
+    expected[1] = before[1]
+    np.testing.assert_allclose(table.gather(slots), expected, rtol=1e-5)
+
+
+@given(st.lists(st.sets(st.integers(3, 400), min_size=1, max_size=40), min_size=1, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_a_sketch_never_counts_too_low(batches):
+    cells = tf.Variable(tf.zeros([256], tf.uint8))
+    times: dict[int, int] = {}
+    for batch in batches:
+        counts = sightings.sight(cells, _keys(*batch)).numpy()
+        for key, count in zip(batch, counts, strict=True):
+            times[key] = times.get(key, 0) + 1
+            assert count >= times[key]
+    distinct = float(sightings.distinct(cells))
+    assert abs(distinct - len(times)) <= 3 + 0.4 * len(times)
+
+
+def test_a_sketch_saturates():
+    cells = tf.Variable(tf.fill([16], tf.constant(254, tf.uint8)))
+    assert [int(sightings.sight(cells, _keys(5))[0]) for _ in range(3)] == [255, 255, 255]
+
+
+def test_statistics_estimate_the_tail():
+    table = _table("wide", capacity=2048, tail_rows=100)
+    table.resolve(tf.range(1000, 1500, dtype=tf.int64), _step(1))
+    found = _statistics(table)
+    assert abs(found["tail_ids"] - 500) < 25
+    # 500 keys on 100 rows take all but one or so.
+    assert abs(found["tail_collisions"] - (found["tail_ids"] - 100)) < 3
+    before = table.statistics()
+    table.resolve(tf.range(1000, 1010, dtype=tf.int64), _step(2))
+    record = lifecycle_record(2, before, table.statistics())
+    assert record["step"] == 2 and record["admitted"] == record["growth"] == 10
+    assert record["evicted"] == record["refused"] == 0
+
+
+def test_memory_is_what_the_sizes_say():
+    table = _table("m", capacity=64, tail_rows=10)
+    rows = NUM_RESERVED + 64 + 10
+    assert table.num_rows == rows
+    # rows, state, flag; key, last step, 4 cells; 4 counters
+    assert table.num_bytes == rows * (4 * DIM + 4 + 1) + 64 * (8 + 4 + 4) + 4 * 8
+
+
+def _trained(name: str, shards: int = 1, **changes) -> list[DynamicTable]:
+    """Tables with admitted and unadmitted keys, all of whose rows were trained."""
+    sizes = SIZES.model_copy(update={"capacity": 64} | changes)
+    tables = [
+        DynamicTable(DIM, name, sizes, shard_index=i, num_shards=shards) for i in range(shards)
+    ]
+    rng = np.random.default_rng(0)
+    for step in range(1, 5):
+        keys = np.unique(np.concatenate([np.arange(4), rng.integers(4, 80, 20)]))
+        owner = shard_of(tf.constant(keys), sizes.tail_rows, shards).numpy()
+        for index, table in enumerate(tables):
+            own = tf.constant(keys[owner == index])
+            slots = table.resolve(own, _step(step))
+            grads = rng.normal(size=(len(slots), DIM)) * (own.numpy() != PAD)[:, None]
+            table.update(slots, tf.constant(grads, tf.float32), 0.1)
+    return tables
+
+
+def _all_variables(table: DynamicTable) -> dict[str, np.ndarray]:
+    return {v.name: v.numpy() for v in table.variables if "touched" not in v.name}
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_state_comes_back_as_it_was(shards):
+    tables = _trained("t", shards)
+    exported = [export_state(table) for table in tables]
+    for table in tables:
+        again = DynamicTable(
+            DIM, "t", table.sizes, shard_index=table.shard_index, num_shards=shards
+        )
+        import_state(again, exported)
+        np.testing.assert_equal(_all_variables(again), _all_variables(table))
+        keys = tf.range(4, 90, dtype=tf.int64)
+        owner = shard_of(keys, table.sizes.tail_rows, shards)
+        own = tf.boolean_mask(keys, owner == table.shard_index)
+        np.testing.assert_array_equal(again.resolve(own, _step(9)), table.resolve(own, _step(9)))
+
+
+@pytest.mark.parametrize(("before", "after", "capacity"), [(1, 3, 64), (3, 1, 64), (2, 2, 96)])
+def test_state_moves_to_other_shards_and_capacities(before, after, capacity):
+    tables = _trained("t", before)
+    exported = [export_state(table) for table in tables]
+    sizes = tables[0].sizes.model_copy(update={"capacity": capacity})
+    moved = [DynamicTable(DIM, "t", sizes, shard_index=i, num_shards=after) for i in range(after)]
+    for table in moved:
+        import_state(table, exported)
+    keys = tf.range(0, 90, dtype=tf.int64)
+    np.testing.assert_array_equal(FrozenDynamicTable(moved)(keys), FrozenDynamicTable(tables)(keys))
+    assert sum(_statistics(t)["occupied"] for t in moved) == sum(len(s.keys) for s in exported)
+
+
+def test_state_that_does_not_fit_is_refused():
+    (table,) = _trained("t")
+    exported = [export_state(table)]
+    with pytest.raises(ValueError, match="'t': no room for .* keys in a shard with capacity 8"):
+        import_state(_table(capacity=8), exported)
+    with pytest.raises(ValueError, match="'t': a row, its optimizer state and the number of tail"):
+        import_state(_table(capacity=64, tail_rows=7), exported)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_frozen_in_a_saved_model(shards, tmp_path):
+    tables = _trained("t", shards)
+    module = tf.Module()
+    module.table = FrozenDynamicTable(tables)
+    module.serve = tf.function(
+        lambda keys: {"rows": module.table(keys)},
+        input_signature=[tf.TensorSpec([None, None], tf.int64)],
+        autograph=False,
+    )
+    keys = tf.reshape(tf.range(0, 90, dtype=tf.int64), [9, 10])
+    tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
+    loaded = tf.saved_model.load(str(tmp_path))
+    rows = loaded.signatures["serving_default"](keys)["rows"].numpy()
+    assert rows.shape == (9, 10, DIM) and not rows[0, 0].any() and rows[0, 1].any()
+    owner = shard_of(tf.reshape(keys, [-1]), SIZES.tail_rows, shards).numpy()
+    for index, table in enumerate(tables):
+        own = tf.constant(np.arange(90)[owner == index])
+        slots = table.resolve(own[own.numpy() != PAD], _step(9), training=False)
+        expected = table.gather(slots)
+        np.testing.assert_array_equal(
+            rows.reshape(90, DIM)[owner == index][own.numpy() != PAD], expected
+        )
+    # What training alone needs stays behind.
+    saved = {name for name, _ in tf.train.list_variables(str(tmp_path / "variables/variables"))}
+    assert len([n for n in saved if "VARIABLE_VALUE" in n]) == 2 * shards
+
+
+def test_the_same_table_on_a_parameter_server():
+    """A TF1 graph over gRPC, as the sparse tier's, does what the eager table does."""
+    here = _table("here")
+    server = tf.distribute.Server.create_local_server()
+    with tf.Graph().as_default() as graph, tf.device("/job:localhost/task:0/device:CPU:0"):
+        there = _table("here")
+        keys_in = tf.compat.v1.placeholder(tf.int64, [None])
+        step_in = tf.compat.v1.placeholder(tf.int64, [])
+        slots = there.resolve(keys_in, step_in)
+        rows = there.gather(slots)
+        with tf.control_dependencies([rows]):
+            update = there.update(slots, rows + 1.0, 0.1)
+        evict, statistics = there.evict(step_in), there.statistics()
+        state = {v.op.name: v for v in there.variables}
+        start = [v.initializer for v in there.variables], there.initialize()
+    rng = np.random.default_rng(3)
+    # Not the session's own context, which would make its graph the default for `here` too.
+    with contextlib.closing(tf.compat.v1.Session(server.target, graph=graph)) as session:
+        for part in start:
+            session.run(part)
+        for step in range(1, 8):
+            keys = np.unique(rng.integers(1, 30, 12))
+            feed = {keys_in: keys, step_in: step}
+            got_slots, got_rows, _ = session.run([slots, rows, update], feed)
+            own_slots = here.resolve(tf.constant(keys), _step(step))
+            np.testing.assert_array_equal(got_slots, own_slots)
+            np.testing.assert_array_equal(got_rows, here.gather(own_slots))
+            here.update(own_slots, here.gather(own_slots) + 1.0, 0.1)
+            assert session.run(evict, feed) == here.evict(_step(step)).numpy()
+        assert session.run(statistics) == tuple(int(x) for x in here.statistics())
+        values = session.run(state)
+    for variable in here.variables:
+        np.testing.assert_array_equal(values[variable.name.removesuffix(":0")], variable)
+
+
+def test_trainers_that_share_a_table_never_share_a_slot():
+    table = _table("shared", capacity=4096, admit_after=1, evict_after=2)
+    table.resolve(_keys(PAD), _step(0))  # traced before threads meet
+    together = threading.Barrier(4)
+
+    def train(worker: int) -> int:
+        """How many slots were given to two keys of a batch."""
+        rng, shared = np.random.default_rng(worker), 0
+        for step in range(15):
+            # Half of the keys are new to the table and the same for all.
+            same = np.arange(1000 * step + 3, 1000 * step + 503)
+            keys = tf.constant(np.union1d(same, rng.integers(3, 15_000, 500)))
+            together.wait()
+            slots = table.resolve(keys, _step(step)).numpy()
+            private = slots[slots < NUM_RESERVED + 4096]
+            shared += len(private) - len(set(private))
+            table.evict(_step(step))
+        return shared
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(train, range(4))) == [0] * 4
+    stored = table.keys.numpy()[table.keys.numpy() != key_map.FREE]
+    assert 0 < len(set(stored)) == len(stored) == _statistics(table)["occupied"]
