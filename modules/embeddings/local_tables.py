@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from modules.embeddings import adagrad
 from modules.embeddings import shard as shard_ops
+from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.table import EmbeddingTable
 
 _SAVE_CHUNK = 1 << 20
@@ -30,6 +31,9 @@ class Shard(NamedTuple):
 
 class LocalTables(tf.Module):
     """Lookup and update of large tables by distinct rows, and their way to a checkpoint.
+
+    A dynamic table has its own variables, which are those of the module and saved with them; here
+    its keys are resolved and its rows trained like the others'.
 
     Must be made in the scope that the tables were made in.
 
@@ -48,19 +52,43 @@ class LocalTables(tf.Module):
         super().__init__(name="local_tables")
         self._optimizer = optimizer
         self._own_ids = own_ids
-        self._dims = {name: (table.num_rows, table.dim) for name, table in tables.items()}
-        self._lookup = {name: table.lookup for name, table in tables.items()}
+        # New variables are broadcast to all hosts, which TensorFlow has no operation for in uint8.
+        self._flag_dtype = tf.half if own_ids else tf.uint8
+        self._names = tuple(tables)
+        self._dynamic = {name: t.dynamic for name, t in tables.items() if t.dynamic is not None}
+        plain = {name: table for name, table in tables.items() if name not in self._dynamic}
+        self._dims = {name: (table.num_rows, table.dim) for name, table in plain.items()}
+        self._gather = {name: table.lookup for name, table in plain.items()}
+        self._gather |= {name: table.gather for name, table in self._dynamic.items()}
         self._shards = {
-            name: [self._trained(rows) for rows in table.shards] for name, table in tables.items()
+            name: [self._trained(rows) for rows in table.shards] for name, table in plain.items()
         }
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._shards)
+        return self._names
+
+    def resolve(
+        self, ids: Mapping[str, tf.Tensor], step: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Ids of a batch -> what `gather` and `update` take: row numbers, or a dynamic table's
+        slots; int64 [U] by table.
+
+        Args:
+          step: int64 scalar, of training: keys are sighted, admitted and evicted. None: nothing
+            is changed.
+        """
+        return dict(ids) | {
+            name: _slots(table, ids[name], step) for name, table in self._dynamic.items()
+        }
 
     def gather(self, ids: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Row numbers int64 [U] by table -> float32 [U, dim]."""
-        return {name: self._lookup[name](rows) for name, rows in ids.items()}
+        """What `resolve` gave, int64 [U] by table -> float32 [U, dim]."""
+        return {name: self._gather[name](rows) for name, rows in ids.items()}
+
+    def lifecycle(self) -> dict[str, dict[str, int]]:
+        """By dynamic table: what happened since this was asked last (`DynamicTable.lifecycle`)."""
+        return {name: table.lifecycle() for name, table in self._dynamic.items()}
 
     def update(
         self,
@@ -71,9 +99,11 @@ class LocalTables(tf.Module):
         """One optimizer step of the named rows; in replica context.
 
         Args:
-          ids: int64 [U] by table, distinct.
+          ids: int64 [U] by table, of `resolve`.
           gradients: float32 [U, dim] by table: this replica's share.
         """
+        for name, table in self._dynamic.items():
+            table.update(ids[name], gradients[name], learning_rate)
         for name, shards in self._shards.items():
             rows, summed = self._over_replicas(ids[name], gradients[name])
             count = len(shards)
@@ -122,7 +152,7 @@ class LocalTables(tf.Module):
 
         with tf.distribute.get_strategy().extended.colocate_vars_with(rows):
             state = constant(shape, tf.float32, adagrad.INITIAL_STATE)
-            touched = constant([count], tf.uint8, shard_ops.CLEAN)
+            touched = constant([count], self._flag_dtype, shard_ops.CLEAN)
         return Shard(rows, state, touched)
 
     def save(self, folder: str) -> dict[str, Any]:
@@ -170,6 +200,13 @@ class LocalTables(tf.Module):
                         shard_ops.restore_chunk(
                             copy.rows, copy.state, tf.constant(prefix), index, len(shards)
                         )
+
+
+def _slots(table: DynamicTable, keys: tf.Tensor, step: tf.Tensor | None) -> tf.Tensor:
+    if step is None:
+        return table.resolve(keys, tf.constant(0, tf.int64), training=False)
+    table.evict_in_time(step)
+    return table.resolve(keys, step)
 
 
 def _copies(shard: Shard) -> list[Shard]:

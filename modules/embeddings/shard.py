@@ -5,7 +5,7 @@ three resource variables on one device, where all of its work is done:
 
     rows     [n, dim]            float32; or float16 or bfloat16, then rounded stochastically
     state    [n] or [n, dim]     float32, row-wise Adagrad's or Adagrad's
-    touched  [n]                 uint8: CLEAN, TOUCHED or SAVING
+    touched  [n]                 CLEAN, TOUCHED or SAVING; uint8, or what else holds 2
 
 The functions emit operations with explicit order. They work in a `tf.function` (also where the
 shard lives on another process' device) and in a TF1 graph (where `==` compares tensor objects:
@@ -74,7 +74,7 @@ def reset(state: tf.Variable, touched: tf.Variable, count: tf.Tensor) -> tf.Oper
     with tf.device(state.device):
         shape = tf.stack([count, *state.shape[1:]])
         initial = tf.fill(shape, tf.constant(adagrad.INITIAL_STATE, tf.float32))
-        clean = tf.fill([count], tf.constant(CLEAN, tf.uint8))
+        clean = tf.fill([count], tf.constant(CLEAN, touched.dtype))
         return tf.group(
             state.assign(initial, read_value=False), touched.assign(clean, read_value=False)
         )
@@ -112,14 +112,14 @@ def update(
         else:
             exact = tf.cast(_get(rows, ids), tf.float32) - step
             moved = _put(rows, ids, rounding.stochastic(exact, rows.dtype))
-        marks = tf.fill(tf.shape(ids), tf.constant(TOUCHED, tf.uint8))
+        marks = tf.fill(tf.shape(ids), tf.constant(TOUCHED, touched.dtype))
         with tf.control_dependencies([moved]):  # a mark tells of values that are there
             return tf.group(_put(touched, ids, marks))
 
 
 def begin_save(touched: tf.Variable) -> tf.Operation | None:
     """TOUCHED -> SAVING. Flags of a save that never ended stay SAVING: they are saved again."""
-    return _replace(touched, TOUCHED, tf.constant(SAVING, tf.uint8))
+    return _replace(touched, TOUCHED, tf.constant(SAVING, touched.dtype))
 
 
 def save_chunk(
@@ -167,7 +167,7 @@ def save_chunk(
 
 def end_save(touched: tf.Variable, ok: tf.Tensor | bool) -> tf.Operation | None:
     """SAVING -> CLEAN if the checkpoint is complete, else -> TOUCHED: nothing is lost."""
-    flag = tf.where(ok, tf.constant(CLEAN, tf.uint8), tf.constant(TOUCHED, tf.uint8))
+    flag = tf.where(ok, tf.constant(CLEAN, touched.dtype), tf.constant(TOUCHED, touched.dtype))
     return _replace(touched, SAVING, flag)
 
 

@@ -11,6 +11,8 @@ import tf_keras as keras
 
 from data import spec as spec_lib
 from modules.embeddings import table as table_lib
+from modules.embeddings.compressed import CompressedTable
+from modules.embeddings.hashing import bucket
 from modules.replicas import share_of_mean, sum_over_replicas
 
 _MAX_COUNTERS = 2**20
@@ -128,9 +130,10 @@ def mcp_loss(
 
 def build_heads(
     channels: Sequence[spec_lib.Channel],
-    tables: Mapping[str, table_lib.EmbeddingTable],
+    tables: Mapping[str, table_lib.EmbeddingTable | CompressedTable],
 ) -> dict[str, keras.layers.Layer]:
-    """A head per MCP channel, by feature: large tables are predicted by a sampled softmax."""
+    """A head per MCP channel, by feature: small tables are predicted by a full softmax; large and
+    compressed ones, which have no list of all rows at hand, by a sampled one."""
     heads: dict[str, keras.layers.Layer] = {}
     for channel in channels:
         name = f"mcp_{channel.feature}"
@@ -138,8 +141,10 @@ def build_heads(
             heads[channel.feature] = DenseChannelHead(name=name)
             continue
         table = tables[channel.table_name]
-        head = SampledSoftmaxHead if table.large else FullSoftmaxHead
-        heads[channel.feature] = head(table, name=name)
+        if isinstance(table, table_lib.EmbeddingTable) and not table.large:
+            heads[channel.feature] = FullSoftmaxHead(table, name=name)
+        else:
+            heads[channel.feature] = SampledSoftmaxHead(table, name=name)
     return heads
 
 
@@ -181,15 +186,17 @@ class SampledSoftmaxHead(keras.layers.Layer):
     would be punished for being popular; subtracting the log of that probability from the scores
     (logQ, as `tf.nn.sampled_softmax_loss` does) makes the full softmax the target again.
     Q is counted while training, starting from one of each: an integer a row, or a hashed one where
-    a table has more than 2^20 rows (as the paper does). Every replica counts what it sees.
+    a table has more than 2^20 rows (as the paper does) or its ids are keys. Every replica counts
+    what it sees.
 
     Weights, bags and precision as in `FullSoftmaxHead`; no bias.
     Reference: Yi et al., 2019 (sampling-bias-corrected in-batch softmax).
     """
 
-    def __init__(self, table: table_lib.EmbeddingTable, **kwargs: Any):
+    def __init__(self, table: table_lib.EmbeddingTable | CompressedTable, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
         self._table = lambda: table
+        self._of_keys = getattr(table, "dynamic", None) is not None
         self.query = keras.layers.Dense(table.dim, dtype="float32")
         counters = min(table.num_rows, _MAX_COUNTERS)
         self.counts = self._add_counter("counts", (counters,), tf.int32, 1)
@@ -235,9 +242,13 @@ class SampledSoftmaxHead(keras.layers.Layer):
         else:
             candidates_UD = tf.gather(own_rows, rows_U)
             numbers_U = tf.gather(features[table_lib.ids_key(table.name)], rows_U)
-        counter_U = numbers_U % self.counts.shape[0]
+        counters = self.counts.shape[0]
+        counter_U = bucket(numbers_U, counters) if self._of_keys else numbers_U % counters
         if training:
-            self.counts.scatter_add(tf.IndexedSlices(times_U, counter_U))
+            # Each replica's own: such variables have no `scatter_add` under MirroredStrategy.
+            tf.raw_ops.ResourceScatterAdd(
+                resource=self.counts.handle, indices=counter_U, updates=times_U
+            )
             self.total.assign_add(tf.cast(tf.reduce_sum(times_U), tf.int64))
         log_q_U = self._log_inclusion(counter_U, tf.reduce_sum(times_U))
         offset_U = tf.where(reserved_U, tf.float32.min, -log_q_U)

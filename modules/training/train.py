@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -31,14 +32,14 @@ from modules.training.loop import Loop
 from modules.training.placements.create import create, strategy_of
 from modules.training.placements.placement import Batches, Placement
 from modules.training.program import Program
-from modules.training.saving import Saving, load_into
+from modules.training.saving import Saving, load_into, newest_chunks
 from modules.training.step import Step
 
 EVENTS_FILE = "training-events.jsonl"
 CHECKPOINTS = "checkpoints"
 _INPUT = "input"
 _WAIT_SECONDS = 600
-"""For the chief to have read the input."""
+"""For the chief to write another shard of the input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,13 @@ def train(
         chief = task is None or task.type == "chief"
         shards = _shards(of_phase, fn_args, folder / _INPUT, chief)
         features = large_tables(of_phase.spec, table_rows(of_phase.spec, of_phase.transform_output))
-        placement = create(cluster, task, strategy, features)
-        return _train(of_phase, placement, shards, features, folder, cluster, chief, stop.is_set)
+        report = EventLog(folder / EVENTS_FILE).add if chief else _unrecorded
+        newest = functools.partial(newest_chunks, folder / CHECKPOINTS, folder.name)
+        placement = create(cluster, task, strategy, features, newest, report)
+        with contextlib.closing(placement):
+            return _train(
+                of_phase, placement, shards, features, folder, cluster, chief, report, stop.is_set
+            )
 
 
 def restored(program: Program, trained: Trained) -> Any:
@@ -100,10 +106,10 @@ def _train(
     folder: pathlib.Path,
     cluster: Cluster,
     chief: bool,
+    report: Callable[..., None],
     stopped: Callable[[], bool],
 ) -> Trained | None:
     started = time.monotonic()
-    report = EventLog(folder / EVENTS_FILE).add if chief else _unrecorded
     batches = functools.partial(epoch_batches, shards, program.transform_output, program.spec)
     num_steps = program.phase.epochs * shards.num_batches
     with placement.scope():
@@ -162,26 +168,18 @@ def _small_batch(batches: Batches, features: Mapping[str, tuple[str, ...]], spec
 
 def _shards(program: Program, fn_args: FnArgs, folder: pathlib.Path, chief: bool) -> Shards:
     """Written by the chief, while the others wait."""
-    if chief:
-        return write_shards(
-            files.of_split(fn_args, program.spec, "train"),
-            program.transform_output,
-            program.spec,
-            "train",
-            str(folder),
-            batch_size=program.phase.batch_size,
-            seed=program.spec.training.seed,
-            min_events=program.min_events,
-            min_targets=program.min_targets,
-        )
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        try:
-            return load_shards(str(folder))
-        except FileNotFoundError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+    return write_shards(
+        files.of_split(fn_args, program.spec, "train"),
+        program.transform_output,
+        program.spec,
+        "train",
+        str(folder),
+        batch_size=program.phase.batch_size,
+        seed=program.spec.training.seed,
+        min_events=program.min_events,
+        min_targets=program.min_targets,
+        wait_seconds=None if chief else _WAIT_SECONDS,
+    )
 
 
 def _unrecorded(event: str, **fields: Any) -> None:

@@ -119,8 +119,8 @@ class Cluster(_Strict):
     devices: _Positive | None = None
     """Devices of a trainer process: null is all its GPUs (or its CPU), n is n logical CPU
     devices, which stand in for GPUs."""
-    steps_per_call: _Positive = 8
-    """parameter_server: steps that one scheduled call trains."""
+    steps_per_call: _Positive = 16
+    """parameter_server: steps that one scheduled call trains; 16 is what is read at a time."""
     min_shard_bytes: _Positive = 262_144
     """parameter_server: variables are cut into shards of at least so many bytes."""
     staleness: _Count = 4

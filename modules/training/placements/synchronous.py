@@ -20,11 +20,12 @@ from data.spec import Phase
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import ids_key, rows_key
 from modules.features import Batch
+from modules.replicas import sum_over_replicas
 from modules.training.input.localize import host_share, localize, replica_share
 from modules.training.placements.placement import Batches, Progress
 from modules.training.step import Scalars, Step
 
-_RUN_OF_HOSTS = 50
+RUN_OF_HOSTS = 50
 """Steps between two times that several hosts agree on whether to stop."""
 
 
@@ -51,7 +52,7 @@ class Synchronous:
         self._host, self._hosts = host, hosts
         self._replicas = strategy.num_replicas_in_sync // hosts
         self._report_every = report_every
-        self.longest_run = sys.maxsize if hosts == 1 else _RUN_OF_HOSTS
+        self.longest_run = sys.maxsize if hosts == 1 else RUN_OF_HOSTS
 
     def scope(self) -> contextlib.AbstractContextManager:
         return self._strategy.scope()
@@ -63,15 +64,15 @@ class Synchronous:
         tables, rate = self.tables, phase.table_learning_rate
 
         def one_replica(batch: Batch, number: tf.Tensor) -> tf.Tensor:
-            ids = row_ids(batch, tables.names)
+            ids = tables.resolve(row_ids(batch, tables.names), number)
             values, gradients = step(batch | with_rows(ids, tables), number)
             tables.update(ids, gradients, rate)
             self._pack = Packing(values)
-            return self._pack.pack(values)
+            return sum_over_replicas(self._pack.pack(values))
 
         def one_step(batch: Batch, number: tf.Tensor) -> tf.Tensor:
-            values = self._strategy.run(one_replica, args=(batch, number))
-            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+            everywhere_equal = self._strategy.run(one_replica, args=(batch, number))
+            return self._strategy.experimental_local_results(everywhere_equal)[0]
 
         spec = self._distributed(0, 0, 1).element_spec
         number = tf.TensorSpec([], tf.int64)
@@ -95,34 +96,31 @@ class Synchronous:
             yield Progress(done, self._pack.unpack(sums))
 
     def sum_over_hosts(self, value: int) -> int:
-        if self._hosts == 1:
-            return value
-        own = tf.constant(value, tf.int64)
-        everyone = self._strategy.run(lambda: own)
-        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, everyone, axis=None)
-        return int(total) // self._replicas
+        return sum_over_hosts(self._strategy, self._hosts, value)
 
     def predict(self, fn: Callable[[Batch], Any], batches: tf.data.Dataset) -> Iterator[Any]:
         batches = batches.map(lambda batch: localize(batch, self._features))
 
         @tf.function(autograph=False, input_signature=[batches.element_spec])
         def answer(batch: Batch) -> Any:
-            return fn(batch | with_rows(row_ids(batch, self.tables.names), self.tables))
+            ids = self.tables.resolve(row_ids(batch, self.tables.names))
+            return fn(batch | with_rows(ids, self.tables))
 
         for batch in batches:
             yield to_numpy(batch), to_numpy(answer(batch))
 
+    def close(self) -> None:
+        """Nothing outlives `steps`."""
+
     def _distributed(self, epoch: int, start: int, stop: int) -> tf.distribute.DistributedDataset:
-        def of_host(_: tf.distribute.InputContext) -> tf.data.Dataset:
+        def of_replicas(_: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = self._batches(epoch, start, stop)
-            if self._hosts > 1:
-                batches = batches.map(lambda b: host_share(b, self._host, self._hosts))
-            batches = batches.map(lambda b: localize(b, self._features))
+            batches = of_host(batches, self._features, self._host, self._hosts)
             if self._replicas > 1:
                 batches = batches.flat_map(self._to_replicas)
             return batches.prefetch(2 * self._replicas)
 
-        return self._strategy.distribute_datasets_from_function(of_host)
+        return self._strategy.distribute_datasets_from_function(of_replicas)
 
     def _to_replicas(self, batch: Batch) -> tf.data.Dataset:
         replicas = tf.data.Dataset.range(self._replicas)
@@ -147,13 +145,32 @@ class Packing:
         return values
 
 
+def of_host(
+    batches: tf.data.Dataset, features: Mapping[str, tuple[str, ...]], host: int, hosts: int
+) -> tf.data.Dataset:
+    """A host's share of each batch, localized."""
+    if hosts > 1:
+        batches = batches.map(lambda batch: host_share(batch, host, hosts))
+    return batches.map(lambda batch: localize(batch, features))
+
+
+def sum_over_hosts(strategy: tf.distribute.Strategy, hosts: int, value: int) -> int:
+    """What all hosts give, summed; every one of them must ask."""
+    if hosts == 1:
+        return value
+    own = tf.constant(value, tf.int64)
+    everyone = strategy.run(lambda: own)
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, everyone, axis=None)
+    return int(total) * hosts // strategy.num_replicas_in_sync
+
+
 def row_ids(batch: Batch, names: Iterable[str]) -> dict[str, tf.Tensor]:
     """A localized batch's distinct rows, int64 [U] by table."""
     return {name: batch[ids_key(name)] for name in names}
 
 
 def with_rows(ids: Mapping[str, tf.Tensor], tables: LocalTables) -> Batch:
-    """Those rows, gathered from variables, under the batch's keys."""
+    """Rows as `tables.resolve` names them, gathered from variables, under the batch's keys."""
     return {rows_key(name): rows for name, rows in tables.gather(ids).items()}
 
 
