@@ -163,13 +163,24 @@ def table_chunks(checkpoint: Checkpoint | None) -> dict[str, list[str]]:
     return {name: chunks(checkpoint, name) for name in checkpoint.manifest.tables}
 
 
+def newest_chunks(folder: pathlib.Path, run: str) -> dict[str, list[str]] | None:
+    """`table_chunks` of the newest complete checkpoint; None without one. For any trainer.
+
+    Raises:
+      CheckpointError: it can't be read.
+    """
+    checkpoints = Checkpoints(folder, run)
+    steps = checkpoints.steps()
+    return table_chunks(checkpoints.at(steps[-1])) if steps else None
+
+
 def load_into(module: Any, checkpoint: Checkpoint) -> None:
     """Gives a built module, all of it in this process, the values of a checkpoint."""
     dense.restore(
         str(checkpoint.folder / dense.NAME), trained_objects(module), large_shards(module)
     )
     for table in tables_of(module):
-        if table.large:
+        if table.large and table.shards:  # a dynamic table's variables are the module's
             shards = {i: functools.partial(_assign_rows, s) for i, s in enumerate(table.shards)}
             restore_into(
                 checkpoint, table.name, table.num_rows, table.dim, len(table.shards), shards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,15 @@ Event = dict[str, Any]
 
 
 class EventLog:
-    """Appends events to a file. A full disk delays lines; it neither loses them nor stops us."""
+    """Appends events to a file, from any thread.
+
+    A full disk delays lines; it neither loses them nor stops us.
+    """
 
     def __init__(self, path: pathlib.Path, tell: Callable[[Event], None] | None = None):
         self._path, self._tell = path, tell
         self._unwritten: list[str] = []
+        self._writing = threading.Lock()
 
     def add(self, event: str, **fields: Any) -> None:
         """Records `event` with the time (seconds since 1970) and those fields that aren't None."""
@@ -29,6 +34,10 @@ class EventLog:
 
     def flush(self) -> None:
         """Writes what couldn't be written before."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         if not self._unwritten:
             return
         text = "".join(line + "\n" for line in self._unwritten)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from modules.embeddings.tier.connection import Chunks
 from modules.training.cluster.config import Cluster, ClusterError, Task
+from modules.training.placements.hybrid import Hybrid, TierSettings
 from modules.training.placements.parameter_server import ParameterServer
 from modules.training.placements.placement import Placement
 from modules.training.placements.synchronous import Synchronous
@@ -39,6 +41,8 @@ def strategy_of(cluster: Cluster, task: Task | None) -> tf.distribute.Strategy:
         return tf.distribute.ParameterServerStrategy(_resolver(task, ("chief", "worker", "ps")))
     if len(_trainers(cluster, task)) > 1:
         return tf.distribute.MultiWorkerMirroredStrategy(_resolver(task, ("chief", "worker")))
+    if cluster.placement == "hybrid" and _num_devices(cluster) == 1:
+        return tf.distribute.get_strategy()  # nothing to mirror
     if cluster.devices is None:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(cluster.devices)])
@@ -49,6 +53,8 @@ def create(
     task: Task | None,
     strategy: tf.distribute.Strategy,
     features: Mapping[str, tuple[str, ...]],
+    newest_chunks: Callable[[], Chunks | None],
+    report: Callable[..., None],
 ) -> Placement:
     """Makes the placement of this trainer (or coordinator).
 
@@ -56,6 +62,11 @@ def create(
       task: this process's; None: it is alone.
       strategy: of `strategy_of`.
       features: large tables -> the features that read them (`large_tables`).
+      newest_chunks: of the large tables in the run's newest checkpoint; None without one.
+      report: told what happens to the placement.
+
+    Raises:
+      ClusterError: hybrid, but no table is large.
     """
     if cluster.placement == "parameter_server":
         return ParameterServer(
@@ -68,7 +79,39 @@ def create(
         )
     trainers = _trainers(cluster, task)
     host = trainers.index((task.type, task.index)) if task else 0
+    if cluster.placement == "hybrid":
+        return _hybrid(cluster, task, strategy, features, newest_chunks, report, host)
     return Synchronous(strategy, features, host, len(trainers), cluster.report_every_steps)
+
+
+def _hybrid(
+    cluster: Cluster,
+    task: Task | None,
+    strategy: tf.distribute.Strategy,
+    features: Mapping[str, tuple[str, ...]],
+    newest_chunks: Callable[[], Chunks | None],
+    report: Callable[..., None],
+    host: int,
+) -> Hybrid:
+    assert task is not None
+    if not features:
+        raise ClusterError(
+            "placement: hybrid keeps large tables on the parameter servers, but no table has more"
+            " than model.full_softmax_rows rows; choose another placement, or lower that"
+        )
+    settings = TierSettings(
+        addresses=task.addresses.ps,
+        staleness=cluster.staleness,
+        fetchers=cluster.fetchers,
+        wire_dtype=cluster.wire_dtype,
+        rest_dtype=cluster.rest_dtype,
+    )
+    hosts, every = len(_trainers(cluster, task)), cluster.report_every_steps
+    return Hybrid(strategy, features, settings, newest_chunks, report, host, hosts, every)
+
+
+def _num_devices(cluster: Cluster) -> int:
+    return cluster.devices or max(1, len(tf.config.list_physical_devices("GPU")))
 
 
 def _trainers(cluster: Cluster, task: Task | None) -> list[tuple[str, int]]:

@@ -130,6 +130,9 @@ class ParameterServer:
     def sum_over_hosts(self, value: int) -> int:
         return value
 
+    def close(self) -> None:
+        """The servers are the cluster's to end."""
+
     def _schedule(self, *numbers: int) -> Any:
         scalars = tuple(tf.constant(number, tf.int64) for number in numbers)
         return self._coordinator.schedule(self._call, args=scalars)

@@ -68,3 +68,6 @@ class Placement(Protocol):
 
     def predict(self, fn: Callable[[Batch], Any], batches: tf.data.Dataset) -> Iterator[Any]:
         """(batch, fn(batch)) for each of a dataset's whole batches, as NumPy."""
+
+    def close(self) -> None:
+        """Ends what `start` began; nothing is trained or saved any more."""
