@@ -100,6 +100,10 @@ class Compression(_Strict):
     def num_hashes(self) -> int:
         return self.hashes or 2
 
+    def can_tell_apart(self, buckets: int) -> bool:
+        """Whether no two buckets need to have the same row."""
+        return self.method == "multi_hash" or self.rows**2 >= 4 * buckets
+
     @pydantic.model_validator(mode="after")
     def _hashes_go_with_multi_hash(self) -> Compression:
         if self.hashes and self.method != "multi_hash":
@@ -356,6 +360,25 @@ class Spec(_Strict):
                 tables[channel.table_name].append(channel)
         return {k: tuple(v) for k, v in tables.items()}
 
+    def is_large(self, table: str, num_rows: int) -> bool:
+        """Whether a table's rows are looked up by a batch's distinct ids, and trained so, instead
+        of being a weight of the model: dynamic ones always, compressed ones never, others by how
+        many rows they have."""
+        channels = self.tables[table]
+        if table_setting(channels, "dynamic", None) is not None:
+            return True
+        if table_setting(channels, "compression", None) is not None:
+            return False
+        return num_rows > self.model.full_softmax_rows
+
+    @property
+    def dynamic_tables(self) -> tuple[str, ...]:
+        return tuple(
+            table
+            for table, channels in self.tables.items()
+            if table_setting(channels, "dynamic", None) is not None
+        )
+
     def task(self, name: str) -> Task:
         return next(t for t in self.tasks if t.name == name)
 
@@ -459,6 +482,11 @@ class Spec(_Strict):
                     f"tasks: {task.name!r}: 'min_gauc' goes with tasks per impression: a user"
                     " has one label of a task per user, which leaves nothing to rank"
                 )
+            if task.thresholds.min_gauc is not None and task.group_by is None:
+                raise ValueError(
+                    f"tasks: {task.name!r}: 'min_gauc' needs groups to rank within; leave out"
+                    " 'group_by: null'"
+                )
             unknown = set(task.exclude) - context
             if unknown:
                 raise ValueError(
@@ -472,6 +500,24 @@ class Spec(_Strict):
             raise ValueError("split: 'history: frozen' goes with 'by: time'")
         if self.sequence.window <= self.sequence.max_length:
             raise ValueError("sequence: window must be larger than max_length")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _phases_are_possible(self) -> Spec:
+        pretrain, finetune = self.training.pretrain, self.training.finetune
+        if not pretrain.epochs:
+            return self
+        if not self.mcp_channels:
+            raise ValueError(
+                "training: pre-training predicts masked channels, and no channel has"
+                " 'mask_prediction: true'; mark the important sequence channels, or skip the"
+                " phase with 'training.pretrain.epochs: 0'"
+            )
+        if self.dynamic_tables and pretrain.table_optimizer != finetune.table_optimizer:
+            raise ValueError(
+                f"training: dynamic table {self.dynamic_tables[0]!r} goes from pre-training to"
+                " fine-tuning with its optimizer's state; give both phases one 'table_optimizer'"
+            )
         return self
 
 
@@ -499,17 +545,11 @@ def _check_id_table(table: str, channels: tuple[CategoryChannel | IdChannel, ...
         raise ValueError(
             f"channels: id table {table!r} needs 'rows' (or 'dynamic') on one of its channels"
         )
-    elif compression is not None:
-        if any(c.mask_prediction for c in channels):
-            raise ValueError(
-                f"channels: id table {table!r} is compressed: its ids share rows and can't be"
-                " predicted, so no channel of it takes mask_prediction"
-            )
-        if compression.method == "quotient_remainder" and compression.rows**2 < 4 * rows:
-            raise ValueError(
-                f"channels: id table {table!r}: compression.rows {compression.rows} can't tell"
-                f" {rows} rows apart by quotient and remainder; 2·√rows can"
-            )
+    elif compression is not None and not compression.can_tell_apart(rows):
+        raise ValueError(
+            f"channels: id table {table!r}: compression.rows {compression.rows} can't tell"
+            f" {rows} rows apart by quotient and remainder; 2·√rows can"
+        )
 
 
 def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default: Any) -> Any:

@@ -34,7 +34,7 @@ from rich.table import Table  # noqa: E402
 
 from data.spec import Dynamic  # noqa: E402
 from modules.embeddings.compressed import MultiHashTable  # noqa: E402
-from modules.embeddings.dynamic import DynamicTable, lifecycle_record  # noqa: E402
+from modules.embeddings.dynamic import DynamicTable  # noqa: E402
 from modules.embeddings.hashing import bucket  # noqa: E402
 from modules.embeddings.rowwise_adagrad import RowwiseAdagrad  # noqa: E402
 from modules.embeddings.table import NUM_RESERVED, EmbeddingTable  # noqa: E402
@@ -214,7 +214,6 @@ def run(seed: int) -> tuple[dict[str, dict[str, float]], dict[str, int], list[di
     scores: dict[str, list[np.ndarray]] = {name: [] for name in learners}
     tested, lifecycle = [], []
     table = learners["dynamic"].rows.table
-    before = table.statistics()
     for number, day in enumerate(month(seed)):
         if number >= WARM_UP_DAYS:
             tested.append(day)
@@ -222,10 +221,8 @@ def run(seed: int) -> tuple[dict[str, dict[str, float]], dict[str, int], list[di
                 scores[name].append(learner.test(day))
         for learner in learners.values():
             learner.train(day)
-        now = table.statistics()
-        record = {"day": number + 1} | lifecycle_record(learners["dynamic"].steps, before, now)
+        record = {"day": number + 1, "step": learners["dynamic"].steps} | table.lifecycle()
         lifecycle.append(record | {"bytes": table.num_bytes})
-        before = now
     labels = np.concatenate([day.labels for day in tested])
     age = np.concatenate([day.age for day in tested])
     slices = {

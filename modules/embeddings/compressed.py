@@ -7,6 +7,7 @@ compressed table is always small: a weight of the model, mirrored with it and ne
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -63,8 +64,20 @@ class _CompressedTable(keras.layers.Layer):
             name=name,
             seed=seed,
             init_scale=init_scale,
-            dtype=self.dtype_policy,
+            dtype="float32",
         )
+
+    def call(self, ids: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
+        """int [...] in [0, num_rows) -> compute dtype [..., dim]; zeros where `ids` is `PAD`."""
+        if rows is not None:
+            raise ValueError(
+                f"table {self.name!r} is compressed: a batch can't bring its rows along"
+            )
+        return tf.cast(self.lookup(ids), self.compute_dtype)
+
+    @abc.abstractmethod
+    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
+        """As `call`, but float32 [..., dim]."""
 
     def _shared(self, ids: tf.Tensor, index: tf.Tensor, otherwise: tf.Tensor | int) -> tf.Tensor:
         """Stored row `index` of the shared ones for ids of the tail, row `otherwise` for others."""
@@ -100,9 +113,7 @@ class MultiHashTable(_CompressedTable):
         super().__init__(*args, **kwargs)
         self.hashes = hashes
 
-    def call(self, ids: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
-        """int [...] in [0, num_rows) -> [..., dim], as `EmbeddingTable.call` without `rows`."""
-        _refuse_rows(self.name, rows)
+    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
         ids = tf.cast(ids, tf.int64)
         tail = self._tail_numbers(ids)
         # A private id reads its row once; PAD adds zeros, without a gradient.
@@ -134,28 +145,24 @@ class QuotientRemainderTable(_CompressedTable):
             self.name, self.num_rows - self.private_rows, self.shared_rows
         )
 
-    def call(self, ids: tf.Tensor, rows: tf.Tensor | None = None) -> tf.Tensor:
-        """int [...] in [0, num_rows) -> [..., dim], as `EmbeddingTable.call` without `rows`."""
-        _refuse_rows(self.name, rows)
+    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
         ids = tf.cast(ids, tf.int64)
         tail = self._tail_numbers(ids)
         remainder = self._shared(ids, tail % self.remainders, ids)
         return remainder * (1.0 + self._shared(ids, self.remainders + tail // self.remainders, PAD))
 
 
+CompressedTable = MultiHashTable | QuotientRemainderTable
+
+
 def compressed_table(
     num_rows: int, dim: int, name: str, private_rows: int, compression: Compression, seed: int = 0
-) -> MultiHashTable | QuotientRemainderTable:
+) -> CompressedTable:
     """The table that a spec's `compression` asks for; arguments as `_CompressedTable`'s."""
     sizes = (num_rows, dim, name, private_rows, compression.rows, seed)
     if compression.method == "quotient_remainder":
         return QuotientRemainderTable(*sizes)
     return MultiHashTable(*sizes, hashes=compression.num_hashes)
-
-
-def _refuse_rows(name: str, rows: tf.Tensor | None) -> None:
-    if rows is not None:
-        raise ValueError(f"table {name!r} is compressed: a batch can't bring its rows along")
 
 
 def _remainders(name: str, tail: int, shared_rows: int) -> int:

@@ -31,6 +31,9 @@ from modules.embeddings.table import NUM_RESERVED, PAD
 _TAIL_STREAM = 4  # not the map's hashes: the ids of one bucket don't share a tail row
 _CELLS_PER_SLOT = 4
 _ADMITTED, _EVICTED, _REFUSED, _WINDOW = range(4)
+TOTALS, TOLD = slice(0, 3), slice(4, 7)
+"""Of the counters: what happened since the table was made; what `lifecycle` has told of that."""
+_EVICTIONS_A_LIFE = 10
 _KEYS = tf.TensorSpec([None], tf.int64)
 _STEP = tf.TensorSpec([], tf.int64)
 
@@ -48,16 +51,6 @@ class Statistics(NamedTuple):
     """About how many distinct keys used the tail lately (in the sketch's window)."""
     tail_collisions: tf.Tensor
     """How many of these shared a tail row with one before them, if spread evenly."""
-
-
-def lifecycle_record(step: int, before: Statistics, now: Statistics) -> dict[str, int]:
-    """One line of a lifecycle report: what happened between two `statistics`."""
-    was = {name: int(value) for name, value in before._asdict().items()}
-    is_now = {name: int(value) for name, value in now._asdict().items()}
-    events = {name: is_now[name] - was[name] for name in ("admitted", "evicted", "refused")}
-    standing = {name: is_now[name] for name in ("occupied", "tail_ids", "tail_collisions")}
-    growth = is_now["occupied"] - was["occupied"]
-    return {"step": step} | events | {"growth": growth} | standing
 
 
 def shard_of(keys: tf.Tensor, tail_rows: int, num_shards: int) -> tf.Tensor:
@@ -152,7 +145,7 @@ class DynamicTable(tf.Module):
         self.state = variable("state", state_shape, tf.float32, adagrad.INITIAL_STATE)
         self.touched = variable("touched", [self.num_rows], tf.uint8)
         self.cells = variable("cells", [_CELLS_PER_SLOT * self.capacity], tf.uint8)
-        self.counters = variable("counters", [4], tf.int64)
+        self.counters = variable("counters", [TOLD.stop], tf.int64)
         self._lock = tf.CriticalSection(shared_name=f"{prefix}/lock")
         if tf.executing_eagerly():
             self.initialize()
@@ -217,6 +210,15 @@ class DynamicTable(tf.Module):
 
         return self._lock.execute(free)
 
+    def evict_in_time(self, step: tf.Tensor) -> None:
+        """Evicts at every tenth of `evict_after` steps; to be called at each of them, before
+        its keys are resolved."""
+        limit = self.sizes.evict_after
+        if limit is not None:
+            period = max(1, limit // _EVICTIONS_A_LIFE)
+            none = _int64(0)
+            tf.cond(tf.equal(step % period, 0), lambda: self.evict(step), lambda: none)
+
     @tf.function(autograph=False, input_signature=[])
     def statistics(self) -> Statistics:
         """Totals and the present state; reads the sketch (4 bytes a slot)."""
@@ -234,6 +236,27 @@ class DynamicTable(tf.Module):
             tail_ids=tf.cast(tf.round(tail_ids), tf.int64),
             tail_collisions=tf.cast(tf.round(collisions), tf.int64),
         )
+
+    def lifecycle(self) -> dict[str, int]:
+        """One line of a lifecycle report: what happened since the last one (also if that was in
+        a process that ended and left a checkpoint), and how the table stands."""
+        now = {name: int(value) for name, value in self.statistics()._asdict().items()}
+        counters = self.counters.numpy()
+        admitted, evicted, refused = (counters[TOTALS] - counters[TOLD]).tolist()
+        counters[TOLD] = counters[TOTALS]
+        self.counters.assign(counters)
+        happened = {"admitted": admitted, "evicted": evicted, "refused": refused}
+        standing = {name: now[name] for name in ("occupied", "tail_ids", "tail_collisions")}
+        growth = {"growth": admitted - evicted, "capacity": self.capacity}
+        return happened | growth | standing
+
+    def restart_steps(self, step: int) -> None:
+        """Steps are counted from zero again, which was `step` so far."""
+        self.last_seen.assign_sub(tf.fill(self.last_seen.shape, tf.constant(step, tf.int32)))
+
+    def frozen(self) -> FrozenDynamicTable:
+        """What serving needs, of a table with one shard."""
+        return FrozenDynamicTable([self])
 
     @property
     def num_bytes(self) -> int:

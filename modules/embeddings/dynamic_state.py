@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from modules.embeddings import key_map
-from modules.embeddings.dynamic import DynamicTable, shard_of
+from modules.embeddings.dynamic import TOLD, TOTALS, DynamicTable, shard_of
 from modules.embeddings.shard import CLEAN
 from modules.embeddings.table import NUM_RESERVED
 
@@ -94,6 +94,7 @@ def _own_part(table: DynamicTable, shards: Sequence[DynamicState]) -> DynamicSta
     mine = owner == table.shard_index
     counters = np.zeros(table.counters.shape, np.int64)
     counters[0] = mine.sum()  # admitted
+    counters[TOLD] = counters[TOTALS]
 
     def own_of(what: str) -> np.ndarray:
         return np.concatenate([getattr(s, what) for s in shards])[mine]

@@ -7,7 +7,7 @@ ParameterServerStrategy. (The `hybrid` placement's are in a sparse tier, `module
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -55,10 +55,14 @@ class LocalTables(tf.Module):
         # New variables are broadcast to all hosts, which TensorFlow has no operation for in uint8.
         self._flag_dtype = tf.half if own_ids else tf.uint8
         self._names = tuple(tables)
-        self._dynamic = {name: t.dynamic for name, t in tables.items() if t.dynamic is not None}
+        self._dynamic = {
+            name: t.dynamic_rows for name, t in tables.items() if t.dynamic_rows is not None
+        }
         plain = {name: table for name, table in tables.items() if name not in self._dynamic}
         self._dims = {name: (table.num_rows, table.dim) for name, table in plain.items()}
-        self._gather = {name: table.lookup for name, table in plain.items()}
+        self._gather: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+            name: table.lookup for name, table in plain.items()
+        }
         self._gather |= {name: table.gather for name, table in self._dynamic.items()}
         self._shards = {
             name: [self._trained(rows) for rows in table.shards] for name, table in plain.items()
@@ -85,10 +89,6 @@ class LocalTables(tf.Module):
     def gather(self, ids: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What `resolve` gave, int64 [U] by table -> float32 [U, dim]."""
         return {name: self._gather[name](rows) for name, rows in ids.items()}
-
-    def lifecycle(self) -> dict[str, dict[str, int]]:
-        """By dynamic table: what happened since this was asked last (`DynamicTable.lifecycle`)."""
-        return {name: table.lifecycle() for name, table in self._dynamic.items()}
 
     def update(
         self,
@@ -135,7 +135,8 @@ class LocalTables(tf.Module):
             return ids, gradients
         if not self._own_ids:
             return ids, context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        everyone = context.all_gather(ids, axis=0)
+        # A function's argument is on no device, but a collective's input must be on one.
+        everyone = context.all_gather(tf.identity(ids), axis=0)
         gathered = context.all_gather(gradients, axis=0)
         distinct, position = tf.unique(everyone)
         return distinct, tf.math.unsorted_segment_sum(gathered, position, tf.size(distinct))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -10,6 +10,9 @@ import tf_keras as keras
 from modules.embeddings import sharding
 from modules.embeddings.initialization import initial_rows, table_seed
 from modules.embeddings.shard import fill, shard_rows
+
+if TYPE_CHECKING:  # it builds on this file
+    from modules.embeddings.dynamic import DynamicTable
 
 PAD = 0
 """Nothing is here. Always embeds to exact zeros and is never trained."""
@@ -37,8 +40,9 @@ class EmbeddingTable(keras.layers.Layer):
     A *small* table is one trainable weight, `rows`. A *large* one is `shards`, variables that hold
     the rows r with r % len(shards) == shard and that no Keras optimizer knows
     (`modules/embeddings/local_tables.py` trains them); or it has no shards at all, because a sparse
-    tier holds it (`modules/embeddings/sharding.py` decides). A batch may bring a large table's
-    rows along; then ids are positions among those.
+    tier holds it (`modules/embeddings/sharding.py` decides). A *dynamic* table is a large one
+    whose rows are in `dynamic_rows`, and whose ids are keys. A batch may bring a large table's rows
+    along; then ids are positions among those.
 
     The weights are float32 under every dtype policy; only what is looked up is cast to the
     compute dtype (autocasting the variable would copy the whole table each step).
@@ -49,6 +53,7 @@ class EmbeddingTable(keras.layers.Layer):
       large: sharded, and trained by distinct rows.
       seed: of the initial rows, which also depend on the table's name.
       init_scale: rows start uniform in ±init_scale.
+      dynamic_rows: has the rows instead; `large` must be true.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class EmbeddingTable(keras.layers.Layer):
         large: bool = False,
         seed: int = 0,
         init_scale: float = 0.05,
+        dynamic_rows: DynamicTable | None = None,
         **kwargs: Any,
     ):
         if num_rows < NUM_RESERVED:
@@ -71,8 +77,12 @@ class EmbeddingTable(keras.layers.Layer):
         self.large = large
         self.seed = seed
         self.init_scale = init_scale
+        self.dynamic_rows = dynamic_rows
+        self._frozen = None if dynamic_rows is None else dynamic_rows.frozen()
         # Created here, not on the first call: an optimizer and a weight-tied head need it.
-        if large:
+        if dynamic_rows is not None:
+            self.shards = []
+        elif large:
             self.shards = self._add_shards(sharding.num_shards(num_rows, dim))
         else:
             self.rows = self.add_weight(
@@ -87,7 +97,8 @@ class EmbeddingTable(keras.layers.Layer):
         """Embeds row numbers.
 
         Args:
-          ids: int32 or int64 [...], each in [0, num_rows); with `rows`, in [0, U).
+          ids: int32 or int64 [...], each in [0, num_rows), or keys where the table is dynamic;
+            with `rows`, in [0, U).
           rows: float [U, dim], the batch's own rows of this table, the reserved ones first.
 
         Returns:
@@ -98,13 +109,15 @@ class EmbeddingTable(keras.layers.Layer):
         return found * tf.cast(ids != PAD, found.dtype)[..., tf.newaxis]
 
     def lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        """int [...] -> float32 [..., dim], from the stored rows.
+        """int [...] -> float32 [..., dim], from the stored rows; nothing is admitted.
 
         Raises:
           ValueError: a sparse tier holds this table: its rows must come with the batch.
         """
         if not self.large:
             return tf.gather(self.rows, ids)
+        if self._frozen is not None:
+            return self._frozen(tf.cast(ids, tf.int64))
         if not self.shards:
             raise ValueError(
                 f"table {self.name!r} has no rows in this process; give the batch's as `rows`"

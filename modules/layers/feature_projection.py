@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from data import spec as spec_lib
 from modules.embeddings import table as table_lib
+from modules.embeddings.compressed import CompressedTable
 
 
 class FeatureProjection(keras.layers.Layer):
@@ -38,7 +39,7 @@ class FeatureProjection(keras.layers.Layer):
     def __init__(
         self,
         channels: Sequence[spec_lib.Channel],
-        tables: Mapping[str, table_lib.EmbeddingTable],
+        tables: Mapping[str, table_lib.EmbeddingTable | CompressedTable],
         hidden_dim: int,
         dropout: float = 0.0,
         **kwargs: Any,

@@ -27,7 +27,7 @@ class Pretrainer(tf.Module):
                 " skip the phase with `training.pretrain.epochs: 0`"
             )
         self.spec = spec
-        self.tables = embedding_tables(spec, rows)
+        self.tables = embedding_tables(spec, rows, spec.training.pretrain)
         self.encoder = Encoder(spec, self.tables)
         self.heads = build_heads(spec.mcp_channels, self.tables)
 

@@ -7,13 +7,16 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Spec, Task, table_setting
+from data.spec import Phase, Spec, Task, table_setting
+from modules.embeddings.compressed import CompressedTable, compressed_table
+from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.table import EmbeddingTable
 from modules.features import Batch, suffix_features, visible_suffixes
 from modules.layers.block import MoETransformerBlock
 from modules.layers.feature_projection import FeatureProjection
 from modules.layers.pooling import max_pool, running_max
 from modules.layers.tower import Tower
+from modules.preprocessing import private_rows
 
 _DEFAULT_TABLE_DIM = 16
 
@@ -27,18 +30,28 @@ class Encoded(NamedTuple):
     aux: tuple
 
 
-def embedding_tables(spec: Spec, rows: dict[str, int]) -> dict[str, EmbeddingTable]:
-    """One table a name; channels that share a name share the table."""
-    return {
-        name: EmbeddingTable(
-            rows[name],
-            table_dim(spec, name),
-            name=name,
-            large=rows[name] > spec.model.full_softmax_rows,
-            seed=spec.training.seed,
-        )
-        for name in spec.tables
-    }
+def embedding_tables(
+    spec: Spec, rows: dict[str, int], phase: Phase
+) -> dict[str, EmbeddingTable | CompressedTable]:
+    """One table a name; channels that share a name share the table.
+
+    Args:
+      rows: of every table, as `modules.preprocessing.table_rows` counts them.
+      phase: what trains them.
+    """
+    return {name: _table(spec, name, rows[name], phase) for name in spec.tables}
+
+
+def _table(spec: Spec, name: str, rows: int, phase: Phase) -> EmbeddingTable | CompressedTable:
+    channels, dim, seed = spec.tables[name], table_dim(spec, name), spec.training.seed
+    compression = table_setting(channels, "compression", None)
+    if compression is not None:
+        private = private_rows(spec, name, rows)
+        return compressed_table(rows, dim, name, private, compression, seed)
+    sizes = table_setting(channels, "dynamic", None)
+    dynamic = sizes and DynamicTable(dim, name, sizes, seed, optimizer=phase.table_optimizer)
+    large = spec.is_large(name, rows)
+    return EmbeddingTable(rows, dim, name=name, large=large, seed=seed, dynamic_rows=dynamic)
 
 
 def table_dim(spec: Spec, table: str) -> int:
@@ -53,7 +66,12 @@ class Encoder(keras.layers.Layer):
     so a user without events has a representation too.
     """
 
-    def __init__(self, spec: Spec, tables: dict[str, EmbeddingTable], name: str = "encoder"):
+    def __init__(
+        self,
+        spec: Spec,
+        tables: dict[str, EmbeddingTable | CompressedTable],
+        name: str = "encoder",
+    ):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
@@ -123,7 +141,7 @@ class SuperMoE(keras.Model):
     def __init__(self, spec: Spec, rows: dict[str, int], name: str = "supermoe"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         self.spec = spec
-        self.tables = embedding_tables(spec, rows)
+        self.tables = embedding_tables(spec, rows, spec.training.finetune)
         self.encoder = Encoder(spec, self.tables)
         sizes = spec.model
         if spec.scope("candidate"):

@@ -196,7 +196,7 @@ class SampledSoftmaxHead(keras.layers.Layer):
     def __init__(self, table: table_lib.EmbeddingTable | CompressedTable, **kwargs: Any):
         super().__init__(**kwargs, dtype="float32")
         self._table = lambda: table
-        self._of_keys = getattr(table, "dynamic", None) is not None
+        self._of_keys = getattr(table, "dynamic_rows", None) is not None
         self.query = keras.layers.Dense(table.dim, dtype="float32")
         counters = min(table.num_rows, _MAX_COUNTERS)
         self.counts = self._add_counter("counts", (counters,), tf.int32, 1)

@@ -17,16 +17,16 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
     """Writes `serving_default`, `predict` and `embed` to `folder`.
 
     Every signature goes through Transform's graph and `modules.features.pad`, as training does.
+    Saved are the variables that they read: no optimizer state, and no Keras layers.
     """
     spec = model.spec
     raw_spec = _request_spec(transform_output, spec)
     # The model's layers have their policy; Transform's would round what it reads.
     keras.mixed_precision.set_global_policy("float32")
-    # Attached to the model so that its vocabularies are saved with it.
-    model.transform = transform_output.transform_features_layer()
+    transform = transform_output.transform_features_layer()
 
     def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
-        ragged = as_ragged(model.transform(raw), spec)
+        ragged = as_ragged(transform(raw), spec)
         return pad(newest_events(require_complete_lists(ragged, spec), spec), spec)
 
     def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
@@ -52,11 +52,15 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
         return _answers(model, batch_of(raw))
 
     signatures = {
-        "serving_default": serving_default,
-        "embed": embed,
+        "serving_default": serving_default.get_concrete_function(),
+        "embed": embed.get_concrete_function(),
         "predict": predict.get_concrete_function(**_padded_inputs(raw_spec, spec)),
     }
-    tf.saved_model.save(model, folder, signatures=signatures)
+    read = {v.ref(): v for signature in signatures.values() for v in signature.variables}
+    saved = tf.Module()
+    saved.transform = transform  # with its vocabularies
+    saved.weights = list(read.values())
+    tf.saved_model.save(saved, folder, signatures=signatures)
 
 
 def _answers(model: SuperMoE, batch: Batch) -> dict[str, tf.Tensor]:

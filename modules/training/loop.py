@@ -29,6 +29,7 @@ class Loop:
     save: (step) takes a checkpoint; nothing is being trained meanwhile.
     at_epoch_end: more values to record.
     stop_requested: asked between steps.
+    lifecycle: of dynamic tables, by table, since it was asked last; asked at an epoch's end.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Loop:
     save: Callable[[int], None]
     at_epoch_end: Callable[[], dict[str, float]]
     stop_requested: Callable[[], bool]
+    lifecycle: Callable[[], dict[str, dict[str, int]]] = dict
 
     @property
     def num_steps(self) -> int:
@@ -64,7 +66,7 @@ class Loop:
                 epoch_sums = _added(epoch_sums, progress)
                 self._record(step, progress, (step - first) / (time.monotonic() - started))
             stop = placement.sum_over_hosts(self.stop_requested()) > 0
-            if step % self.num_batches == 0:
+            if step % self.num_batches == 0 and epoch_steps:  # not told at once to stop
                 self._record_epoch(step, {k: v / epoch_steps for k, v in epoch_sums.items()})
                 epoch_sums, epoch_steps = {}, 0
             if step % self.save_every == 0 or stop:
@@ -93,6 +95,8 @@ class Loop:
         ends = self.at_epoch_end()
         epoch = step // self.num_batches
         values = {name: mean.tolist() for name, mean in means.items()}
+        if of_tables := self.lifecycle():
+            values["lifecycle"] = of_tables
         self.history.write(step, epoch, epoch_end=True, **values, **ends)
         _PROGRESS.info(
             "%s: epoch %d/%d, loss %.4f%s",

@@ -15,9 +15,11 @@ from typing import Any
 
 from tfx.components.trainer.fn_args_utils import FnArgs
 
+from data.spec import parse_spec
 from modules.training.checkpoint.store import Checkpoints
 from modules.training.cluster.config import Cluster, parse_cluster
 from modules.training.cluster.events import Event
+from modules.training.cluster.possible import require_possible
 from modules.training.cluster.supervisor import EVENTS_FILE as CLUSTER_EVENTS
 from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
 from modules.training.loop import Preempted
@@ -40,10 +42,12 @@ def run(name: str, fn_args: FnArgs) -> None:
 
     Raises:
       KeyboardInterrupt: it was told to stop, and has saved.
+      ClusterError: the cluster's placement can't train this spec.
       ClusterFailed: a process of the cluster died more often than it may.
     """
     phase = importlib.import_module(f"modules.training.{name}")
     cluster = parse_cluster(fn_args.custom_config.get("cluster", {}), "custom_config.cluster")
+    require_possible(cluster, parse_spec(json.loads(fn_args.custom_config["spec"])))
     state = fn_args.custom_config.get("state") or os.path.join(fn_args.model_run_dir, "state")
     folder = pathlib.Path(state) / f"{name}-{_fingerprint(fn_args)}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,12 @@ from modules.training.checkpoint.preemption import stop_requested
 from modules.training.checkpoint.store import Checkpoint
 from modules.training.cluster.config import Cluster, Task
 from modules.training.cluster.events import EventLog
+from modules.training.cluster.possible import require_possible
 from modules.training.history import History
 from modules.training.input.batches import epoch_batches
 from modules.training.input.localize import large_tables, localize
 from modules.training.input.shards import Shards, load_shards, write_shards
+from modules.training.lifecycle import lifecycle
 from modules.training.loop import Loop
 from modules.training.placements.create import create, strategy_of
 from modules.training.placements.placement import Batches, Placement
@@ -69,10 +71,12 @@ def train(
 
     Raises:
       Preempted: it was told to stop, and has saved.
+      ClusterError: the placement can't train this spec.
     """
     with stop_requested() as stop:
         strategy = strategy_of(cluster, task)
         of_phase = program()
+        require_possible(cluster, of_phase.spec)
         chief = task is None or task.type == "chief"
         shards = _shards(of_phase, fn_args, folder / _INPUT, chief)
         features = large_tables(of_phase.spec, table_rows(of_phase.spec, of_phase.transform_output))
@@ -147,6 +151,7 @@ def _train(
         saving.save,
         functools.partial(program.at_epoch_end, module, placement),
         stopped,
+        functools.partial(lifecycle, module),
     )
     try:
         loop.run(placement, first)

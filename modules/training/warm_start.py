@@ -9,6 +9,7 @@ from modules.training.checkpoint import dense
 from modules.training.checkpoint.manifest import read
 from modules.training.checkpoint.store import Checkpoint
 from modules.training.checkpoint.whole import write_whole
+from modules.training.lifecycle import restart_steps
 from modules.training.placements.placement import Placement
 from modules.training.saving import large_shards, shared_objects, table_chunks
 
@@ -33,3 +34,4 @@ def warm_start(folder: str, module: Any, placement: Placement) -> None:
     checkpoint = Checkpoint(path, read(path), None)
     dense.restore(str(path / dense.NAME), shared_objects(module), large_shards(module))
     placement.tables.restore(table_chunks(checkpoint))
+    restart_steps(module, checkpoint.step)

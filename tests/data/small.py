@@ -9,6 +9,35 @@ from data import events
 from data.columns import Chunk, File, event_columns, user_columns
 from data.spec import Spec, parse_spec
 
+CHANNELS = [
+    {"name": "item", "scope": "sequence", "kind": "id", "rows": 8},
+    {"name": "shop", "scope": "sequence", "kind": "id", "dtype": "string", "rows": 8},
+    {"name": "place", "scope": "sequence", "kind": "category"},
+    {"name": "tags", "scope": "sequence", "kind": "category", "multi_valued": True},
+    {"name": "price", "scope": "sequence", "kind": "dense"},
+    {"name": "gap", "scope": "sequence", "kind": "dense", "column": "$interval"},
+    {
+        "name": "click",
+        "scope": "sequence",
+        "kind": "category",
+        "values": ["0", "1"],
+        "outcome": True,
+    },
+    {"name": "item", "scope": "candidate", "kind": "id", "table": "item"},
+    {
+        "name": "tags",
+        "scope": "candidate",
+        "kind": "category",
+        "table": "tags",
+        "multi_valued": True,
+    },
+    {"name": "price", "scope": "candidate", "kind": "dense"},
+    {"name": "gap", "scope": "candidate", "kind": "dense", "column": "$interval"},
+    {"name": "city", "scope": "context", "kind": "category"},
+    {"name": "age", "scope": "context", "kind": "dense"},
+]
+"""One of every kind."""
+
 
 def small_spec(**overrides) -> Spec:
     raw = {
@@ -16,39 +45,14 @@ def small_spec(**overrides) -> Spec:
         "source": {"format": "tabular", "path": "events*", "users": "users*"},
         "sequence": {"max_length": 2, "window": 5},
         "split": {"by": "user", "eval_fraction": 0.4},
-        "channels": [
-            {"name": "item", "scope": "sequence", "kind": "id", "rows": 8},
-            {"name": "shop", "scope": "sequence", "kind": "id", "dtype": "string", "rows": 8},
-            {"name": "place", "scope": "sequence", "kind": "category"},
-            {"name": "tags", "scope": "sequence", "kind": "category", "multi_valued": True},
-            {"name": "price", "scope": "sequence", "kind": "dense"},
-            {"name": "gap", "scope": "sequence", "kind": "dense", "column": "$interval"},
-            {
-                "name": "click",
-                "scope": "sequence",
-                "kind": "category",
-                "values": ["0", "1"],
-                "outcome": True,
-            },
-            {"name": "item", "scope": "candidate", "kind": "id", "table": "item"},
-            {
-                "name": "tags",
-                "scope": "candidate",
-                "kind": "category",
-                "table": "tags",
-                "multi_valued": True,
-            },
-            {"name": "price", "scope": "candidate", "kind": "dense"},
-            {"name": "gap", "scope": "candidate", "kind": "dense", "column": "$interval"},
-            {"name": "city", "scope": "context", "kind": "category"},
-            {"name": "age", "scope": "context", "kind": "dense"},
-        ],
+        "channels": CHANNELS,
         "tasks": [
             {"name": "click", "label": "click", "oracle": "click_p"},
             {"name": "stars", "label": "stars", "type": "multiclass", "classes": ["a", "b", "c"]},
             {"name": "spend", "label": "spend", "type": "regression"},
             {"name": "vip", "per": "user", "label": "level", "positive": ["gold", "black"]},
         ],
+        "training": {"pretrain": {"epochs": 0}},
     }
     return parse_spec(raw | overrides)
 

@@ -33,6 +33,21 @@ def _with_task(**changes) -> dict:
     return raw
 
 
+def _unpredicted() -> dict:
+    raw = _changed()
+    for channel in raw["channels"]:
+        channel.pop("mask_prediction", None)
+    return raw
+
+
+def _with_two_optimizers() -> dict:
+    raw = _with_channel(
+        name="x", scope="sequence", kind="id", dynamic={"capacity": 8, "tail_rows": 8}
+    )
+    raw["training"]["finetune"]["table_optimizer"] = "adagrad"
+    return raw
+
+
 TAGS = {"name": "tags", "scope": "sequence", "kind": "category", "multi_valued": True}
 LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
 
@@ -96,6 +111,12 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             _with_task(per="user", thresholds={"min_gauc": 0.6}),
             "tasks: 'click': 'min_gauc' goes with tasks per impression",
         ),
+        (
+            _with_task(group_by=None, thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' needs groups to rank within; leave out 'group_by: null'",
+        ),
+        (_unpredicted(), "skip the phase with 'training.pretrain.epochs: 0'"),
+        (_with_two_optimizers(), "give both phases one 'table_optimizer'"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
     ],
@@ -107,6 +128,12 @@ def test_a_bad_key_is_named(raw, said):
     assert first == "shop.yaml: not a valid spec:"
     start, *end = said.split(".* ")
     assert len(reasons) == 1 and start in reasons[0] and all(part in reasons[0] for part in end)
+
+
+def test_without_pre_training_nothing_needs_to_be_predicted():
+    raw = _unpredicted()
+    raw["training"]["pretrain"]["epochs"] = 0
+    assert not parse_spec(raw).mcp_channels
 
 
 def test_every_bad_key_is_named_at_once():

@@ -18,7 +18,6 @@ from modules.embeddings.dynamic import (
     DynamicTable,
     FrozenDynamicTable,
     find_slots,
-    lifecycle_record,
     shard_of,
 )
 from modules.embeddings.dynamic_state import export_state, import_state
@@ -241,19 +240,54 @@ def test_statistics_estimate_the_tail():
     assert abs(found["tail_ids"] - 500) < 25
     # 500 keys on 100 rows take all but one or so.
     assert abs(found["tail_collisions"] - (found["tail_ids"] - 100)) < 3
-    before = table.statistics()
-    table.resolve(tf.range(1000, 1010, dtype=tf.int64), _step(2))
-    record = lifecycle_record(2, before, table.statistics())
-    assert record["step"] == 2 and record["admitted"] == record["growth"] == 10
-    assert record["evicted"] == record["refused"] == 0
+
+
+def test_a_lifecycle_tells_what_happened_since_the_last():
+    table = _table("told", capacity=64, evict_after=3)
+    assert not any(count for name, count in table.lifecycle().items() if name != "capacity")
+    for step in (1, 2):
+        table.resolve(tf.range(100, 110, dtype=tf.int64), _step(step))
+    first = table.lifecycle()
+    assert first["admitted"] == first["growth"] == first["occupied"] == 10
+    assert first["evicted"] == first["refused"] == 0 and first["capacity"] == 64
+    table.evict(_step(9))
+    second = table.lifecycle()
+    assert second["admitted"] == 0 and second["evicted"] == 10
+    assert second["growth"] == -10 and second["occupied"] == 0
+
+
+def test_steps_that_restart_leave_keys_their_time():
+    table = _table("restarted", capacity=64, admit_after=1, evict_after=3)
+    table.resolve(tf.range(100, 105, dtype=tf.int64), _step(98))
+    table.resolve(tf.range(200, 210, dtype=tf.int64), _step(100))
+    table.restart_steps(100)
+    assert table.evict(_step(1)).numpy() == 0
+    assert table.evict(_step(2)).numpy() == 5  # 4 steps after it came
+    assert table.evict(_step(3)).numpy() == 0
+    assert table.evict(_step(4)).numpy() == 10
+
+
+def test_evictions_in_time_are_every_tenth_of_a_life():
+    table = _table("in_time", capacity=64, admit_after=1, evict_after=20)
+    table.resolve(tf.range(100, 105, dtype=tf.int64), _step(0))
+
+    @tf.function
+    def step(number):
+        table.evict_in_time(number)
+
+    occupied = []
+    for number in range(20, 24):
+        step(_step(number))
+        occupied.append(_statistics(table)["occupied"])
+    assert occupied == [5, 5, 0, 0]  # the 21st step is no even one
 
 
 def test_memory_is_what_the_sizes_say():
     table = _table("m", capacity=64, tail_rows=10)
     rows = NUM_RESERVED + 64 + 10
     assert table.num_rows == rows
-    # rows, state, flag; key, last step, 4 cells; 4 counters
-    assert table.num_bytes == rows * (4 * DIM + 4 + 1) + 64 * (8 + 4 + 4) + 4 * 8
+    # rows, state, flag; key, last step, 4 cells; 7 counters
+    assert table.num_bytes == rows * (4 * DIM + 4 + 1) + 64 * (8 + 4 + 4) + 7 * 8
 
 
 def _trained(name: str, shards: int = 1, **changes) -> list[DynamicTable]:

@@ -25,6 +25,7 @@ def _spec(**item) -> Spec:
                 {"name": "item", "scope": "candidate", "kind": "id", "table": "item"},
             ],
             "tasks": [{"name": "click", "label": "clicked"}],
+            "training": {"pretrain": {"epochs": int(item.get("mask_prediction", False))}},
         }
     )
 
@@ -38,10 +39,6 @@ def _spec(**item) -> Spec:
         ({"dynamic": DYNAMIC, "compression": SMALLER}, "is dynamic: it takes no 'compression'"),
         ({"dynamic": DYNAMIC | {"capacity": 63}}, "capacity: Input should be a multiple of 8"),
         ({"dynamic": DYNAMIC | {"admit_after": 0}}, "admit_after: Input should be greater"),
-        (
-            {"compression": SMALLER, "rows": 900, "mask_prediction": True},
-            "'item' is compressed: its ids share rows",
-        ),
         (
             {"compression": {"method": "quotient_remainder", "rows": 59}, "rows": 900},
             "compression.rows 59 can't tell 900 rows apart",
@@ -61,9 +58,28 @@ def test_refusals(item, said):
 @pytest.mark.parametrize(
     "item", [{"dynamic": DYNAMIC}, {"rows": 900, "compression": SMALLER | {"hashes": 3}}]
 )
+def test_ids_of_any_table_can_be_predicted(item):
+    assert _spec(**item, mask_prediction=True).mcp_channels
+
+
+@pytest.mark.parametrize(
+    "item", [{"dynamic": DYNAMIC}, {"rows": 900, "compression": SMALLER | {"hashes": 3}}]
+)
 def test_the_spec_survives_json(item):
     spec = _spec(**item)
     assert parse_spec(spec.model_dump(mode="json")) == spec
+
+
+def test_what_is_large():
+    """By its rows, but a dynamic table always is and a compressed one never."""
+    at_most = _spec(rows=900).model.full_softmax_rows
+    sizes = {"few": at_most, "many": at_most + 1}
+    plain, dynamic = _spec(rows=900), _spec(dynamic=DYNAMIC)
+    compressed = _spec(rows=900, compression=SMALLER)
+    assert [plain.is_large("item", n) for n in sizes.values()] == [False, True]
+    assert all(dynamic.is_large("item", n) for n in sizes.values())
+    assert not any(compressed.is_large("item", n) for n in sizes.values())
+    assert (plain.dynamic_tables, dynamic.dynamic_tables) == ((), ("item",))
 
 
 def _transformed(spec: Spec, values: list) -> np.ndarray:

@@ -36,6 +36,7 @@ def small_spec(**changes) -> Spec:
             {"name": "rating", "label": "rating", "type": "regression"},
             {"name": "vip", "label": "vip", "per": "user"},
         ],
+        "training": {"pretrain": {"epochs": 0}},
         "evaluation": {"activity_edges": [10, 20]},
     }
     return parse_spec(raw | changes)

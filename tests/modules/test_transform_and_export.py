@@ -239,7 +239,7 @@ def test_both_phases_and_the_export_in_mixed_precision(transformed, tmp_path, re
     pretrained = transformed.train(pretrain, spec, tmp_path, None)
     exported = transformed.train(finetune, spec, tmp_path, pretrained)
     served = tf.saved_model.load(exported)
-    assert {v.dtype for v in served.variables} == {tf.float32}
+    assert {v.dtype for v in served.weights} == {tf.float32}
     examples = tf.constant(transformed.examples[:5])
     answers = served.signatures["serving_default"](examples=examples)
     answers |= served.signatures["embed"](examples=examples)

@@ -20,21 +20,27 @@ from data.schema import schema_of
 from modules.preprocessing import preprocessing_fn
 from modules.training import files
 from modules.training.input.file_order import file_order_batches
-from tests.data.small import event_table, small_spec, user_table
+from tests.data.small import CHANNELS, event_table, small_spec, user_table
 
 NUM_USERS = 60
 
 
 def two_phase_spec(**overrides):
-    spec = small_spec(
-        sequence={"max_length": 4, "window": 12, "targets": "causal"},
-        model={"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16},
-        **overrides,
-    )
-    channels = [
-        c.model_copy(update={"mask_prediction": c.scope == "sequence"}) for c in spec.channels
-    ]
-    return spec.model_copy(update={"channels": tuple(channels)})
+    """Every sequence channel is predicted; all else as in `small_spec`."""
+    raw = {
+        "sequence": {"max_length": 4, "window": 12, "targets": "causal"},
+        "model": {
+            "hidden_dim": 16,
+            "num_blocks": 1,
+            "num_heads": 2,
+            "num_experts": 2,
+            "ffn_dim": 16,
+        },
+        "channels": CHANNELS,
+        "training": {},
+    } | overrides
+    channels = [c | {"mask_prediction": c["scope"] == "sequence"} for c in raw["channels"]]
+    return small_spec(**raw | {"channels": channels})
 
 
 def _rows():
@@ -121,18 +127,22 @@ class Transformed:
             eval_files=[str(folder / "transformed/Split-eval/*")],
         )
 
-    def train(self, phase, spec, folder, base_model, **config):
-        """Runs a Trainer; its model artifact's folder."""
+    def arguments(self, phase, spec, folder, base_model, **config):
+        """A Trainer's."""
         folder = folder / phase.NAME
-        fn_args = types.SimpleNamespace(
+        return types.SimpleNamespace(
             **vars(self.fn_args),
             custom_config={"spec": spec.model_dump_json(), **config},
             base_model=base_model,
             model_run_dir=str(folder / "run"),
             serving_model_dir=str(folder / "model"),
         )
+
+    def train(self, phase, spec, folder, base_model, **config):
+        """Runs a Trainer; its model artifact's folder."""
+        fn_args = self.arguments(phase, spec, folder, base_model, **config)
         phase.run_fn(fn_args)
-        records = (folder / "run" / "history.jsonl").read_text().splitlines()
+        records = (folder / phase.NAME / "run" / "history.jsonl").read_text().splitlines()
         assert np.isfinite([json.loads(r)["loss"] for r in records]).all()
         return fn_args.serving_model_dir
 

@@ -23,6 +23,7 @@ SPEC: Spec = parse_spec(
             {"name": "click", "label": "clicked"},
             {"name": "vip", "label": "is_vip", "per": "user"},
         ],
+        "training": {"pretrain": {"epochs": 0}},
     }
 )
 

@@ -59,6 +59,7 @@ def write_history(folder: pathlib.Path) -> pathlib.Path:
             {"phase": "finetune", "step": 10 * epoch, "epoch": epoch, "epoch_end": True}
             | {"loss": 0.5 / epoch, "val/click/auc": 0.6 + epoch / 100, "val/vip/auc": math.nan}
             | {"expert_load": [[0.25, 0.75], [0.4, 0.6], [0.5, 0.5]]}
+            | {"lifecycle": {"item": {"admitted": 4321 * epoch, "tail_ids": 17}}}
         )
     folder.mkdir()
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -108,6 +109,12 @@ def test_every_task_slice_node_and_phase_is_in_it(page):
     assert "click: GAUC by user activity" in titles and "kind: ROC" not in titles
 
 
+def test_a_dynamic_tables_life_is_told_by_epoch(page):
+    (life,) = re.findall(r"<table>\n<caption>finetune: item</caption>.*?</table>", page, re.S)
+    assert re.findall(r"<th scope[^>]*>([^<]+)", life) == ["epoch", "admitted", "tail ids"]
+    assert re.findall(r"<td>([^<]+)", life) == ["1", "4,321", "17", "2", "8,642", "17"]
+
+
 def test_names_are_escaped(page):
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") >= 4  # Failure, count, cached node, its bar.
@@ -122,7 +129,8 @@ def test_a_run_with_nothing_to_add_makes_a_smaller_report(tmp_path):
     write_report(tmp_path / "r.html", SPEC, evaluation(metrics=only, curves={}))
     page = (tmp_path / "r.html").read_text()
     html5lib.HTMLParser(strict=True).parse(page)
-    assert "Blessed: every threshold is met" in page and 'id="training"' not in page
+    assert "Blessed: every threshold is met" in page
+    assert 'id="training"' not in page and 'id="dynamic"' not in page
 
 
 def test_history(tmp_path):

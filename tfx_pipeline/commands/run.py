@@ -16,6 +16,7 @@ from absl import flags
 
 from data.spec import Spec, load_spec
 from modules.training.cluster.config import Cluster, ClusterError, load_cluster
+from modules.training.cluster.possible import require_possible
 from tfx_pipeline import quiet
 from tfx_pipeline.commands import report, simulate
 from tfx_pipeline.commands.report import shown
@@ -50,7 +51,7 @@ def main(values: flags.FlagValues) -> int:
         raise flags.Error(f"--data={values.data}: no such folder")
     if values.data:
         _check_input(spec, values.data)
-    cluster = _cluster_of(values.cluster)
+    cluster = _cluster_of(values.cluster, spec)
     layout = output_of(values.output or f"runs/{spec.name}")
     layout.prepare()
     layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
@@ -83,9 +84,10 @@ def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str
     return str(simulate.simulate(values, layout.data, tell))
 
 
-def _cluster_of(path: str) -> Cluster:
+def _cluster_of(path: str, spec: Spec) -> Cluster:
     try:
         cluster = load_cluster(path or None)
+        require_possible(cluster, spec)
     except ClusterError as error:
         raise flags.Error(f"--cluster: {error}") from None
     if cluster.addresses is not None:

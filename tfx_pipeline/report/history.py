@@ -8,7 +8,7 @@ import math
 import pathlib
 
 FILE = "history.jsonl"
-_NOT_VALUES = {"phase", "step", "epoch", "epoch_end", "expert_load"}
+_NOT_VALUES = {"phase", "step", "epoch", "epoch_end", "expert_load", "lifecycle"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,8 @@ class History:
     epoch's mean."""
     expert_load: list[list[list[float]]]
     """[epoch][layer][expert], share of the tokens."""
+    lifecycles: dict[str, list[dict[str, int]]]
+    """Dynamic table -> by epoch, what happened to its ids; `epoch` is among the values."""
 
 
 def read_history(folder: pathlib.Path) -> History | None:
@@ -34,6 +36,7 @@ def read_history(folder: pathlib.Path) -> History | None:
         return None
     curves: dict[str, list[tuple[float, float]]] = {}
     loads, phase = [], ""
+    lifecycles: dict[str, list[dict[str, int]]] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             record = json.loads(line)
@@ -48,4 +51,6 @@ def read_history(folder: pathlib.Path) -> History | None:
             curves.setdefault(name, []).append((step, value))
         if "expert_load" in record:
             loads.append(record["expert_load"])
-    return History(phase, curves, loads)
+        for table, told in record.get("lifecycle", {}).items():
+            lifecycles.setdefault(table, []).append({"epoch": record["epoch"]} | told)
+    return History(phase, curves, loads, lifecycles)

@@ -76,6 +76,11 @@ def write_report(
             (task.name, list(_task_figures(evaluation, task.name))) for task in spec.tasks
         ],
         training_figures=[(h.phase, list(_training_figures(h))) for h in histories],
+        lifecycles=[
+            (f"{h.phase}: {table}", epochs)
+            for h in histories
+            for table, epochs in h.lifecycles.items()
+        ],
         ingestion=list(_flat(ingestion or {})),
         nodes=nodes,
         total_seconds=sum(node.seconds for node in nodes),

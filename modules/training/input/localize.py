@@ -16,7 +16,7 @@ from modules.features import Batch
 
 
 def large_tables(spec: Spec, rows: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Tables of more than `spec.model.full_softmax_rows` rows -> the features that read them.
+    """Tables that are `Spec.is_large` -> the features that read them.
 
     Args:
       rows: of every table, as `modules.preprocessing.table_rows` counts them.
@@ -24,7 +24,7 @@ def large_tables(spec: Spec, rows: Mapping[str, int]) -> dict[str, tuple[str, ..
     return {
         table: tuple(channel.feature for channel in channels)
         for table, channels in spec.tables.items()
-        if rows[table] > spec.model.full_softmax_rows
+        if spec.is_large(table, rows[table])
     }
 
 
