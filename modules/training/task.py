@@ -16,7 +16,7 @@ from typing import Any
 
 import pydantic
 
-from modules.training.cluster.config import PREEMPTED, Cluster, ClusterError, task_from_environment
+from modules.training.cluster.config import LOST, PREEMPTED, Cluster, ClusterError, task_from_environment
 from modules.training.cluster.server import die_with_parent
 
 _USAGE_ERROR = 2
@@ -37,7 +37,8 @@ class Task(pydantic.BaseModel):
 
 
 def main(arguments: list[str]) -> int:
-    """Trains; returns the exit code: 0 done, 75 stopped and saved, 2 asked for wrongly."""
+    """Trains; returns the exit code: 0 done, 75 stopped and saved, 76 another process was lost, 2
+    asked for wrongly."""
     parser = argparse.ArgumentParser(prog="python -m modules.training.task", description=__doc__)
     parser.add_argument("--task", required=True, type=pathlib.Path, help="the task's JSON file")
     parser.add_argument("--die_with_parent", action="store_true", help="not to be left behind")
@@ -57,6 +58,8 @@ def _train(task: Task, place: Any) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.
+    import tensorflow as tf
+
     from modules.training.loop import Preempted
     from modules.training.placements.create import use_devices
     from modules.training.train import train
@@ -72,6 +75,9 @@ def _train(task: Task, place: Any) -> int:
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return PREEMPTED
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USAGE_ERROR
     return 0
 
 

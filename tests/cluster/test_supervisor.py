@@ -100,18 +100,18 @@ def test_a_preempted_chief_is_started_again_and_not_held_against_it(tmp_path):
 
 def test_exhausted_restarts_stop_everything_and_say_why(tmp_path):
     cluster = _cluster("parameter_server", processes={"worker": 1, "ps": 1}, max_restarts=2)
-    commands = {"chief": python("raise SystemExit('the disk is full')"), **_servers()}
+    commands = {"chief": python("import sys; print('the disk is full'); sys.exit(76)"), **_servers()}
     with (
         pytest.raises(ClusterFailed) as error,
         Supervisor(cluster, tmp_path, commands, backoff_seconds=0.01) as supervisor,
     ):
         supervisor.wait(60)
     message = str(error.value)
-    assert message.startswith("chief 0 ended with exit code 1 after 2 restarts (max_restarts: 2)")
+    assert message.startswith("chief 0 ended with exit code 76 after 2 restarts (max_restarts: 2)")
     assert str(tmp_path / "logs/chief-0.log") in message
     assert message.count("the disk is full") == 3
     assert all(p.pid is None for p in supervisor.processes())
-    assert _events(supervisor, "chief 0")[-1] == ("failed", 1)
+    assert _events(supervisor, "chief 0")[-1] == ("failed", 76)
 
 
 def test_a_signal_that_exhausts_restarts_is_named(tmp_path):
@@ -138,7 +138,7 @@ def test_restarts_older_than_the_window_are_forgotten(tmp_path):
         f"import pathlib, sys, time; count = pathlib.Path({str(count)!r})\n"
         "with count.open('a') as file: file.write('x')\n"
         "time.sleep(0.3)\n"
-        "sys.exit(len(count.read_text()) < 4)"
+        "sys.exit(76 * (len(count.read_text()) < 4))"
     )
     cluster = _cluster("single", max_restarts=1, restart_window=0.1)
     with Supervisor(cluster, tmp_path, {"chief": chief}, backoff_seconds=0.01) as supervisor:

@@ -26,6 +26,8 @@ DType = Literal["float32", "float16", "bfloat16"]
 
 PREEMPTED = 75
 """Exit code of a trainer that saved because it was told to stop (EX_TEMPFAIL): start it again."""
+LOST = 76
+"""Exit code of a trainer that lost another process: start it again once that is back."""
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
 _Positive = Annotated[int, pydantic.Field(ge=1)]

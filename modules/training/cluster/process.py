@@ -59,6 +59,8 @@ class Process:
         self.recent: collections.deque[float] = collections.deque()
         """When it was restarted within the restart window."""
         self._command, self._environment, self._serves = command, environment, serves
+        self.faults = 0
+        """Times in a row that it ended by an exception."""
         self.pid: int | None = None
         """Of its newest life, also after that."""
         self._popen: subprocess.Popen[bytes] | None = None

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from modules.training.cluster import guard
 from modules.training.cluster.config import PREEMPTED, ROLES, Cluster, ClusterError, Role, tf_config
@@ -28,6 +29,10 @@ EVENTS_FILE = "cluster-events.jsonl"
 _POLL_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 30.0
 _SERVER_GRACE_SECONDS = 5.0
+_EXCEPTION, _USAGE_ERROR = 1, 2
+_MAX_FAULTS = 1
+"""An exception may be another process's doing, but hardly twice: that one dies by a signal, and
+a trainer that loses it ends with `LOST`."""
 
 
 class ClusterFailed(RuntimeError):
@@ -206,6 +211,9 @@ class Supervisor:
             return
         preempted = self._trains(process) and code == PREEMPTED
         self._record("preempted" if preempted else "death", process, **_death_fields(code))
+        process.faults = process.faults + 1 if code in (_EXCEPTION, _USAGE_ERROR) else 0
+        if self._trains(process) and not with_group and process.faults > _MAX_FAULTS:
+            self._fail(process, code, f"{process.faults} times in a row")
         if not preempted and not with_group:
             self._count_restart(process, code)
         self._schedule(process)
@@ -217,16 +225,22 @@ class Supervisor:
         while process.recent and now - process.recent[0] > self.cluster.restart_window:
             process.recent.popleft()
         if len(process.recent) >= self.cluster.max_restarts:
-            message = (
-                f"{process.name} {how_it_died(code)} after {len(process.recent)} restarts"
-                f" (max_restarts: {self.cluster.max_restarts}); the cluster is stopped."
-                f" The end of {process.log}:\n{process.last_lines()}"
+            self._fail(
+                process,
+                code,
+                f"after {len(process.recent)} restarts (max_restarts: {self.cluster.max_restarts})",
             )
-            process.state = "stopped"
-            self._record("failed", process, **_death_fields(code))
-            self._shut_down(f"{process.name} failed")
-            raise ClusterFailed(message)
         process.recent.append(now)
+
+    def _fail(self, process: Process, code: int, why: str) -> NoReturn:
+        message = (
+            f"{process.name} {how_it_died(code)} {why}; the cluster is stopped."
+            f" The end of {process.log}:\n{process.last_lines()}"
+        )
+        process.state = "stopped"
+        self._record("failed", process, **_death_fields(code))
+        self._shut_down(f"{process.name} failed")
+        raise ClusterFailed(message)
 
     def _schedule(self, process: Process) -> None:
         process.state = "waiting"
