@@ -22,6 +22,7 @@ def fit(
     phase: Phase,
     folder: str,
     at_epoch_end: Callable[[], dict[str, float]] = dict,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """`dataset` is every epoch's; its batches are dicts."""
     placement = Synchronous(tf.distribute.get_strategy(), {})
@@ -35,6 +36,6 @@ def fit(
         history=History(folder, "finetune"),
         save=lambda step: None,
         at_epoch_end=at_epoch_end,
-        stop_requested=lambda: False,
+        stop_requested=stop_requested,
     )
     loop.run(placement, 0)

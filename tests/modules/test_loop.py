@@ -16,6 +16,7 @@ from modules.features import as_ragged, pad
 from modules.models.pretrainer import Pretrainer
 from modules.models.supermoe import SuperMoE
 from modules.objectives.multi_task import multi_task_loss
+from modules.training.loop import Preempted
 from modules.training.step import WarmupCosine
 from tests.modules.conftest import ROWS, random_instances
 from tests.modules.fitting import fit
@@ -206,6 +207,24 @@ def test_a_loss_that_is_not_finite_is_noticed_within_20_steps(tmp_path):
 
     with pytest.raises(FloatingPointError, match="at step 20;"):
         train(module, loss, [1.0] * 6 + [np.nan] + [1.0] * 30, tmp_path)
+
+
+def test_a_stop_between_two_epochs_ends_there_and_tells_the_epoch_once(tmp_path):
+    module, stop = Small(), []
+    dataset = tf.data.Dataset.from_tensor_slices({"x": np.ones(5, np.float32)})
+
+    def loss(batch, step):
+        return batch["x"] * tf.reduce_sum(tf.square(module.kernel)), {}
+
+    def at_epoch_end():
+        stop.append(True)
+        return {}
+
+    phase = Phase(epochs=3)
+    with pytest.raises(Preempted, match="stopped at step 5$"):
+        fit(module, loss, dataset, 5, phase, str(tmp_path), at_epoch_end, lambda: bool(stop))
+    records = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert [r["step"] for r in records if r.get("epoch_end")] == [5]
 
 
 def _fitted(module, loss, batch, tmp_path):

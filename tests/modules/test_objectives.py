@@ -6,6 +6,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from data import spec as spec_lib
+from modules.embeddings.compressed import MultiHashTable
+from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.table import MASK, MISSING, PAD, EmbeddingTable
 from modules.objectives import masked_channels as mcp
 from modules.objectives.task_loss import task_loss, weighted_total
@@ -155,6 +157,36 @@ def test_sampled_softmax_over_the_batch_with_log_q(targets, training):
     bags = targets.reshape(7, -1)
     log_p = [np.log(p[i, np.isin(values, bag)]).mean() for i, bag in enumerate(bags)]
     np.testing.assert_allclose(out.loss, -np.mean(log_p), rtol=1e-4)
+
+
+def dynamic_table():
+    rows = DynamicTable(4, "item", spec_lib.Dynamic(capacity=8, tail_rows=30), init_scale=1.0)
+    return EmbeddingTable(41, 4, "item", large=True, dynamic_rows=rows)
+
+
+def compressed_table():
+    return MultiHashTable(2**60, 4, "item", private_rows=4, shared_rows=40, init_scale=1.0)
+
+
+@pytest.mark.parametrize("make_table", [dynamic_table, compressed_table])
+def test_ids_far_beyond_the_stored_rows_are_predicted(make_table):
+    table = make_table()
+    head = mcp.build_heads([ITEM], {"item": table})["sequence_item"]
+    assert head.counts.shape[0] <= 2**20
+    ids = np.array([3, 2**50 + 1, 2**50 + 2, 3, 2**55])
+    h = tf.constant(np.random.default_rng(0).normal(size=(5, D)).astype("float32"))
+    with tf.GradientTape() as tape:
+        out = head(h, tf.constant(ids), training=False)
+    assert tape.gradient(out.loss, head.query.kernel) is not None
+    # Nothing is counted yet, so that logQ is the same for all.
+    values = np.unique(ids)
+    scores = dense(head.query, h) @ table.lookup(tf.constant(values)).numpy().T
+    p = softmax(np.asarray(scores))[np.arange(5), np.searchsorted(values, ids)]
+    np.testing.assert_allclose(out.loss, -np.mean(np.log(p)), rtol=1e-4)
+    total = int(head.total)
+    head(h, tf.constant(ids), training=True)
+    assert int(head.total) == total + 5
+    assert sorted(head.counts.numpy()[head.counts.numpy() > 1]) == [2, 2, 2, 3]
 
 
 def test_log_q_undoes_the_popularity_of_in_batch_negatives():
