@@ -2,11 +2,16 @@
 VENV_PYTHON := .venv/bin/python
 OUTPUT := runs/simulator
 
-.PHONY: run test test-quick setup check lock clean
+.PHONY: run run-cluster test test-quick setup check lock clean
 
 # Simulates users, trains, evaluates, pushes: the whole pipeline, then says how to serve it.
 run: setup
 	@$(VENV_PYTHON) -m tfx_pipeline run --spec=simulator --output=$(OUTPUT)
+
+# The same, with both Trainers in a local cluster: coordinator, two workers, two parameter servers.
+run-cluster: setup
+	@$(VENV_PYTHON) -m tfx_pipeline run --spec=simulator --output=runs/simulator-cluster \
+	  --cluster=deploy/clusters/local_parameter_server.yaml
 
 test: setup
 	@$(VENV_PYTHON) -m pytest

@@ -16,6 +16,7 @@ import json  # noqa: E402
 import pathlib  # noqa: E402
 import statistics  # noqa: E402
 import tempfile  # noqa: E402
+from typing import Any  # noqa: E402
 
 from absl import app, flags  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -31,19 +32,26 @@ _EPOCHS = flags.DEFINE_integer("epochs", None, "Fine-tuning epochs (default: the
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initialisation and order.")
 
 
-def train(run: pathlib.Path, spec: Spec, folder: pathlib.Path) -> dict[str, float]:
-    """Both phases (or fine-tuning only, at 0 pre-training epochs) -> final AUC of every task."""
+def train(
+    run: pathlib.Path, spec: Spec, folder: pathlib.Path, cluster: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Both phases (or fine-tuning only, at 0 pre-training epochs) -> final AUC of every task.
+
+    Args:
+      cluster: where (`modules/training/cluster/config.py`); None: in this process.
+    """
+    config = {"spec": spec.model_dump_json(), "cluster": cluster or {}}
     base_model = None
     if spec.training.pretrain.epochs:
-        pretrain.run_fn(_fn_args(run, spec, folder / "pretrain"))
+        pretrain.run_fn(_fn_args(run, config, folder / "pretrain"))
         base_model = str(folder / "pretrain")
-    finetune.run_fn(_fn_args(run, spec, folder / "finetune", base_model))
+    finetune.run_fn(_fn_args(run, config, folder / "finetune", base_model))
     last = (folder / "finetune" / "history.jsonl").read_text().splitlines()[-1]
     return {k: v for k, v in json.loads(last).items() if k.startswith("val/")}
 
 
 def _fn_args(
-    run: pathlib.Path, spec: Spec, folder: pathlib.Path, base_model: str | None = None
+    run: pathlib.Path, config: dict[str, Any], folder: pathlib.Path, base_model: str | None = None
 ) -> FnArgs:
     examples = _newest(run, "Transform/transformed_examples")
     return FnArgs(
@@ -53,7 +61,7 @@ def _fn_args(
         serving_model_dir=str(folder),
         model_run_dir=str(folder),
         base_model=base_model,
-        custom_config={"spec": spec.model_dump_json()},
+        custom_config=config,
     )
 
 

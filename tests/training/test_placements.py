@@ -1,0 +1,62 @@
+"""Every placement trains like one process does: step by step, in real clusters."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from modules.training import finetune
+from tests.modules.transformed import Transformed, two_phase_spec
+
+pytestmark = pytest.mark.slow
+PHASE = {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "table_learning_rate": 0.1}
+LARGE_FROM = 8
+"""Rows; tables on either side of it are in the spec."""
+CLUSTERS = {
+    "mirrored": {"placement": "mirrored", "devices": 2},
+    "multi_worker_mirrored": {"placement": "multi_worker_mirrored", "processes": {"worker": 1}},
+    "parameter_server": {
+        "placement": "parameter_server",
+        "processes": {"worker": 1, "ps": 2},
+        "steps_per_call": 1,
+        "min_shard_bytes": 64,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def transformed(tmp_path_factory) -> Transformed:
+    return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
+
+
+def losses(transformed: Transformed, folder, cluster: dict) -> tuple[np.ndarray, list[dict]]:
+    """Of every step of fine-tuning from scratch, without dropout; and each epoch's records."""
+    spec = two_phase_spec(training={"pretrain": {"epochs": 0}, "finetune": PHASE})
+    sizes = {"full_softmax_rows": LARGE_FROM, "dropout": 0.0}
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update=sizes)})
+    cluster = cluster | {"report_every_steps": 1}
+    transformed.train(finetune, spec, folder, None, cluster=cluster)
+    history = (folder / finetune.NAME / "run" / "history.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in history]
+    steps = [r["loss"] for r in records if "epoch_end" not in r]
+    return np.array(steps), [r for r in records if "epoch_end" in r]
+
+
+@pytest.fixture(scope="module")
+def alone(transformed, tmp_path_factory) -> types.SimpleNamespace:
+    steps, epochs = losses(transformed, tmp_path_factory.mktemp("single"), {})
+    assert len(steps) >= 6 and len(set(steps.round(3))) > 3
+    return types.SimpleNamespace(steps=steps, epochs=epochs)
+
+
+@pytest.mark.parametrize("placement", CLUSTERS)
+def test_losses_of_every_step_are_those_of_one_process(placement, transformed, alone, tmp_path):
+    steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement])
+    np.testing.assert_allclose(steps, alone.steps, atol=1e-4)
+    for epoch, expected in zip(epochs, alone.epochs, strict=True):
+        assert epoch.keys() == expected.keys()
+        for name in expected.keys() - {"phase"}:
+            np.testing.assert_allclose(epoch[name], expected[name], rtol=2e-2, atol=1e-3)
