@@ -1,0 +1,130 @@
+"""What the planner counts is what the real objects have."""
+
+import collections
+import math
+
+import pytest
+
+from data.spec import load_spec
+from modules.embeddings.local_tables import LocalTables
+from modules.training.checkpoint.dense import dense_snapshot
+from modules.training.cluster.config import parse_cluster
+from modules.training.planning.baseline import Baselines
+from modules.training.planning.batch import synthetic_batch, with_empty_rows
+from modules.training.planning.blueprint import draw
+from modules.training.planning.memory import processes, too_large
+from modules.training.planning.network import traffic
+from modules.training.planning.phase import build, phase_of
+from modules.training.planning.plan import parameters_of
+from modules.training.planning.recommend import recommend
+from modules.training.planning.rows import rows_of
+from modules.training.planning.size import BatchSize
+from modules.training.step import Step
+from tests.modules.conftest import ROWS, make_spec
+
+SIZE = BatchSize(instances=3, events=5, targets=2)
+BASE = Baselines(trainer=1000, graph=100, server=500)
+SIZES = {"hidden_dim": 8, "num_blocks": 2, "num_heads": 2, "num_experts": 3, "ffn_dim": 6}
+MANY = 10**12 // 8 + 1
+"""Rows of width 8: 10^12 parameters."""
+
+
+def _spec(**model):
+    return make_spec(model={**SIZES, "tower_dims": [8], "full_softmax_rows": 20, **model})
+
+
+def _placed(**cluster):
+    return parse_cluster(cluster)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_variables_are_those_that_training_makes(name):
+    spec = _spec()
+    drawn = draw(spec, name, ROWS, SIZE)
+    batch = with_empty_rows(synthetic_batch(spec, ROWS, SIZE), spec, ROWS)
+    module, loss = build(spec, name, ROWS, batch)
+    step = Step(module, loss, phase_of(spec, name), 1)
+    tables = LocalTables(step.large)
+    saved = dense_snapshot({"module": module, "step": step, "tables": tables})
+    real = collections.Counter((value.shape, value.dtype.name) for value in saved.values())
+    counted = collections.Counter((weight.shape, weight.dtype) for weight in drawn.weights)
+    # Nothing is left out; what no checkpoint has (dropout's generators) has a value at most.
+    assert not real - counted
+    assert all(math.prod(shape) <= 1 for shape, _ in counted - real)
+    experts = drawn.of("expert")
+    assert experts and all(w.shape[0] == 3 for w in experts)
+    state = [w for w in drawn.of("large table") if w.beside is not None]
+    assert {w.table for w in state} == {"item"}
+    assert {w.dtype for w in state} == {"float32", "uint8"}
+    assert all(size > 0 for size in drawn.gradients)
+
+
+def test_a_trillion_parameters_take_no_memory_and_many_servers():
+    spec = _spec()
+    drawn = draw(spec, "finetune", ROWS | {"item": MANY}, SIZE)
+    assert 10**12 < parameters_of(drawn, rows_of(spec, {"item": MANY})).total < 1.001 * 10**12
+    cluster = _placed(placement="hybrid", processes={"ps": 2}, rest_dtype="float32")
+    memory = processes(drawn, cluster, BASE)
+    servers = [p for p in memory if p.role == "ps"]
+    exact = MANY * (8 * 4 + 4 + 1)
+    assert sum(p.parts["large tables"] for p in servers) == exact
+    (first, second) = too_large(memory, {"ps": 24 * 2**30})
+    assert first.startswith("ps 0 needs 2,1") and "may have 24.0 GiB" in first
+    single, sharded, tier = recommend(drawn, cluster, BASE, 24 * 2**30)
+    assert single.servers is None
+    least = exact / (24 * 2**30)
+    assert least <= tier.servers < least + 2 and least <= sharded.servers < least + 2
+    assert tier.largest.bytes <= 24 * 2**30
+
+
+def test_halves_at_rest_and_on_the_wire_are_counted():
+    drawn = draw(_spec(), "finetune", ROWS, SIZE)
+    exact, halved = (
+        _placed(placement="hybrid", processes={"ps": 3}, rest_dtype=d, wire_dtype=d)
+        for d in ("float32", "bfloat16")
+    )
+    held = [
+        sum(p.parts.get("large tables", 0) for p in processes(drawn, cluster, BASE))
+        for cluster in (exact, halved)
+    ]
+    assert held[0] - held[1] == ROWS["item"] * 8 * 2
+    distinct = drawn.distinct["item"]
+    sent = [traffic(drawn, cluster)["rows pulled"] for cluster in (exact, halved)]
+    assert sent == [distinct * (4 + 8 * 4), distinct * (4 + 8 * 2)]
+
+
+def test_every_byte_of_parameter_server_is_on_one_server():
+    drawn = draw(_spec(), "finetune", ROWS, SIZE)
+    cluster = _placed(
+        placement="parameter_server", processes={"worker": 2, "ps": 3}, min_shard_bytes=64
+    )
+    memory = processes(drawn, cluster, BASE)
+    assert [p.name for p in memory] == ["chief 0", "worker 0", "worker 1", "ps 0", "ps 1", "ps 2"]
+    held = sum(p.bytes - BASE.server for p in memory if p.role == "ps")
+    assert held == sum(w.bytes for w in drawn.weights)
+
+
+def test_wide_activations_are_measured_on_a_narrow_model():
+    """Data decide some sizes; the widths come from the wide model's own graph."""
+    few, many = (sum(draw(_spec(), "pretrain", ROWS, BatchSize(n, 5, 2)).saved) for n in (8, 16))
+    wide = sum(draw(_spec(hidden_dim=64), "pretrain", ROWS, BatchSize(8, 5, 2)).saved)
+    assert 1.6 * few < many < 2.2 * few
+    assert wide > 2 * few
+
+
+@pytest.mark.parametrize("name", ["simulator", "kuairand_pure"])
+def test_rows_are_bounded_before_transform(name):
+    spec = load_spec(name)
+    rows = rows_of(spec, {})
+    assert rows.keys() == spec.tables.keys()
+    assert all(known.rows > 3 for known in rows.values())
+    with pytest.raises(ValueError, match=r"no table \['nothing'\]; there are: "):
+        rows_of(spec, {"nothing": 5})
+
+
+def test_expanded_targets_are_planned_too():
+    spec = make_spec(
+        sequence={"max_length": 4, "window": 8, "targets": "expanded"},
+        model={**SIZES, "tower_dims": [8], "full_softmax_rows": 20},
+    )
+    assert sum(draw(spec, "finetune", ROWS, SIZE).saved) > 0
