@@ -13,6 +13,9 @@ from modules.training.history import History
 from modules.training.placements.placement import Placement, Progress
 
 _PROGRESS = logging.getLogger("progress")
+_STALL_SECONDS = 10.0
+_STALL_RATIO = 10.0
+"""Steps that take so long, and so much longer than the ones before, have stood still."""
 
 
 class Preempted(Exception):
@@ -30,6 +33,7 @@ class Loop:
     at_epoch_end: more values to record.
     stop_requested: asked between steps.
     lifecycle: of dynamic tables, by table, since it was asked last; asked at an epoch's end.
+    report: told of `stalled` (step, seconds): another process, or the network, was waited for.
     """
 
     title: str
@@ -41,6 +45,7 @@ class Loop:
     at_epoch_end: Callable[[], dict[str, float]]
     stop_requested: Callable[[], bool]
     lifecycle: Callable[[], dict[str, dict[str, int]]] = dict
+    report: Callable[..., None] = lambda event, **fields: None
 
     @property
     def num_steps(self) -> int:
@@ -56,23 +61,39 @@ class Loop:
         started, first = time.monotonic(), step
         epoch_sums: dict[str, Any] = {}
         epoch_steps = 0
+        usual: float | None = None  # seconds a step, saves included; the first ones trace graphs
+        since = time.monotonic()
         while step < self.num_steps:
             epoch, at = divmod(step, self.num_batches)
             until_save = self.save_every - step % self.save_every
             end = min(self.num_batches, at + min(until_save, placement.longest_run))
             for progress in placement.steps(epoch, at, end, step, self.stop_requested):
                 step += progress.steps
+                since, taken = time.monotonic(), time.monotonic() - since
+                usual = self._noticed(step, progress.steps, taken, usual, step - first)
                 epoch_steps += progress.steps
                 epoch_sums = _added(epoch_sums, progress)
                 self._record(step, progress, (step - first) / (time.monotonic() - started))
             stop = placement.sum_over_hosts(self.stop_requested()) > 0
             if step % self.num_batches == 0 and epoch_steps:  # not told at once to stop
                 self._record_epoch(step, {k: v / epoch_steps for k, v in epoch_sums.items()})
-                epoch_sums, epoch_steps = {}, 0
+                epoch_sums, epoch_steps, since = {}, 0, time.monotonic()
             if step % self.save_every == 0 or stop:
                 self.save(step)
             if stop:
                 raise Preempted(f"{self.title}: stopped at step {step}")
+
+    def _noticed(
+        self, step: int, steps: int, seconds: float, usual: float | None, done: int
+    ) -> float | None:
+        """Tells of a stall; returns the usual seconds a step, which a stall doesn't change."""
+        if done == steps:
+            return None
+        if usual and seconds > max(_STALL_SECONDS, _STALL_RATIO * usual * steps):
+            self.report("stalled", step=step, seconds=round(seconds - usual * steps, 3))
+            return usual
+        one = seconds / steps
+        return one if usual is None else 0.9 * usual + 0.1 * one
 
     def _record(self, step: int, progress: Progress, rate: float) -> None:
         loss = self._finite(float(progress.sums["loss"]) / progress.steps, step)

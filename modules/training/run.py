@@ -98,8 +98,9 @@ def _wait(supervisor: Supervisor, history: pathlib.Path) -> int:
         try:
             return supervisor.wait(_PROGRESS_SECONDS)
         except TimeoutError:
-            newest = history.read_text().splitlines()[-1:] if history.exists() else []
-            for line in newest:
+            text = history.read_text() if history.exists() else ""
+            whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+            for line in whole.splitlines()[-1:]:
                 record = json.loads(line)
                 _PROGRESS.info(
                     "%s: step %d, loss %.4f", record["phase"], record["step"], record["loss"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from modules.embeddings.tier.layout import TierError
 from modules.training.checkpoint import dense
 from modules.training.checkpoint.error import CheckpointError
 from modules.training.checkpoint.manifest import Tables as WrittenTables
@@ -24,7 +25,7 @@ from modules.training.step import Step, tables_of
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "rows-"
-_UNWRITABLE = (CheckpointError, OSError, tf.errors.OpError)
+_UNWRITABLE = (CheckpointError, OSError, tf.errors.OpError, TierError)
 
 
 class Saving:

@@ -11,12 +11,19 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 import types
 from typing import Any
 
 import pydantic
 
-from modules.training.cluster.config import LOST, PREEMPTED, Cluster, ClusterError, task_from_environment
+from modules.training.cluster.config import (
+    LOST,
+    PREEMPTED,
+    Cluster,
+    ClusterError,
+    task_from_environment,
+)
 from modules.training.cluster.server import die_with_parent
 
 _USAGE_ERROR = 2
@@ -58,8 +65,7 @@ def _train(task: Task, place: Any) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.
-    import tensorflow as tf
-
+    from modules.training.lost import lost_another
     from modules.training.loop import Preempted
     from modules.training.placements.create import use_devices
     from modules.training.train import train
@@ -78,6 +84,12 @@ def _train(task: Task, place: Any) -> int:
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USAGE_ERROR
+    except Exception as error:
+        if not lost_another(error):
+            raise
+        traceback.print_exc()
+        print(f"another process was lost: {type(error).__name__}", file=sys.stderr, flush=True)
+        os._exit(LOST)  # TensorFlow's own end would wait for that process
     return 0
 
 

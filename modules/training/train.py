@@ -140,8 +140,14 @@ def _train(
     first = saving.resume()
     if not first:
         program.warm_start(module, placement)
-    report("training", step=first, num_steps=num_steps, seconds=time.monotonic() - started)
     history = History(folder, program.name, first) if chief else None
+    report(
+        "training",
+        step=first,
+        num_steps=num_steps,
+        seconds=round(time.monotonic() - started, 3),
+        repeated=history.repeated if history else None,
+    )
     loop = Loop(
         program.title,
         shards.num_batches,
@@ -152,6 +158,7 @@ def _train(
         functools.partial(program.at_epoch_end, module, placement),
         stopped,
         functools.partial(lifecycle, module),
+        report,
     )
     try:
         loop.run(placement, first)
@@ -159,7 +166,9 @@ def _train(
         saving.close()
         raise
     checkpoint = saving.finish(num_steps)
-    report("trained", step=num_steps, seconds=time.monotonic() - started)
+    if history is not None:
+        history.flush()
+    report("trained", step=num_steps, seconds=round(time.monotonic() - started, 3))
     return Trained(checkpoint, folder) if checkpoint else None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from modules.embeddings.tier.graph import CONTAINER, Call, ShardGraph
-from modules.embeddings.tier.layout import Layout, TierError, difference
+from modules.embeddings.tier.layout import Layout, TierError, TierGone, difference
 
 v1 = tf.compat.v1
 
@@ -264,8 +264,8 @@ class Connection:
         ]
         return [uuid.uuid4().hex, *(np.array(prefixes, object) for prefixes in own)]
 
-    def _gone(self, error: tf.errors.OpError) -> TierError:
-        return TierError(
+    def _gone(self, error: tf.errors.OpError) -> TierGone:
+        return TierGone(
             f"{self._name} didn't answer for {self._patience.total:.0f} s"
             f" ({type(error).__name__}: {_reason(error)}). Is it running and reachable?"
         )

@@ -16,6 +16,10 @@ class TierError(Exception):
     """The tier can't be used; the message names the server's address, the reason and the fix."""
 
 
+class TierGone(TierError):
+    """A server was away for longer than we wait; it may come back."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TierTable:
     """A table [num_rows, dim] whose rows start uniform in ±init_scale."""

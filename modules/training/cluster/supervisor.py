@@ -2,7 +2,8 @@
 
 Whatever dies comes back at the same address. Trainers that form one collective group
 (`multi_worker_mirrored`, several trainers of `hybrid`) can't lose a member, so they are
-restarted together. Trainers are stopped before servers: they save what the servers hold.
+restarted together, and so are a coordinator and its servers: all variables are the coordinator's.
+Trainers are stopped before servers: they save what the servers hold.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class Supervisor:
         self._events = EventLog(self.folder / EVENTS_FILE, tell)
         self._mark = uuid.uuid4().hex
         self._processes = self._make(commands, dict(environment or {}))
-        self._group = sum(self._trains(p) for p in self._processes) > 1
         self._regrouping: dict[Process, float] = {}  # asked to go with its group, to be killed at
         self._stopping = False
         # What `stop` returns if the chief isn't running then; without a chief it's no failure.
@@ -165,6 +165,10 @@ class Supervisor:
                 )
         return processes
 
+    def _goes_along(self, process: Process) -> bool:
+        """Whether it is restarted whenever a trainer is."""
+        return self._trains(process) or self.cluster.placement == "parameter_server"
+
     def _trains(self, process: Process) -> bool:
         return process.role in self.cluster.trainer_roles
 
@@ -217,8 +221,8 @@ class Supervisor:
         if not preempted and not with_group:
             self._count_restart(process, code)
         self._schedule(process)
-        if self._trains(process) and self._group and not with_group:
-            self._take_group_along(process, preempted)
+        if self._trains(process) and not with_group:
+            self._take_along(process, preempted)
 
     def _count_restart(self, process: Process, code: int) -> None:
         now = time.monotonic()
@@ -247,11 +251,12 @@ class Supervisor:
         doubled = self._backoff * 2 ** max(0, len(process.recent) - 1)
         process.next_start = time.monotonic() + min(doubled, _LONGEST_BACKOFF_SECONDS)
 
-    def _take_group_along(self, process: Process, preempted: bool) -> None:
+    def _take_along(self, process: Process, preempted: bool) -> None:
         # After a crash the others hang in a collective: nothing to save. After a pre-emption
-        # they are saving too.
+        # they are saving too. A coordinator's servers would keep its variables for ten minutes
+        # beside those that the next one makes.
         for other in self._processes:
-            if other is process or not self._trains(other):
+            if other is process or not self._goes_along(other):
                 continue
             if other.alive:
                 other.send(signal.SIGTERM if preempted else signal.SIGKILL)
@@ -266,7 +271,7 @@ class Supervisor:
 
     def _start_due(self) -> None:
         for process in self._processes:
-            held_back = self._trains(process) and self._regrouping
+            held_back = self._goes_along(process) and self._regrouping
             if process.state != "waiting" or held_back or time.monotonic() < process.next_start:
                 continue
             again = process.died_at is not None
