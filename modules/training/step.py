@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from modules.embeddings import adagrad
 from modules.embeddings.rowwise_adagrad import RowwiseAdagrad
 from modules.embeddings.table import EmbeddingTable, rows_key
 from modules.features import Batch
+from modules.training.adamw import AdamW
 
 Scalars = dict[str, tf.Tensor]
 LossFn = Callable[[Batch, tf.Tensor], tuple[tf.Tensor, Scalars]]
@@ -64,14 +66,13 @@ class Step(tf.Module):
         self._tables, self._dense = split_variables(module)
         self.large = {t.name: t for t in tables_of(module) if t.large}
         self.table_optimizer = _table_optimizer(phase)
-        self.dense_optimizer = keras.optimizers.AdamW(
+        self.dense_optimizer = AdamW(
+            self._dense,
             WarmupCosine(phase.learning_rate, num_steps),
-            weight_decay=phase.weight_decay,
-            jit_compile=False,  # would compile one graph a variable on the parameter servers
+            phase.weight_decay,
+            decay=lambda variable: re.search(_UNDECAYED, variable.name) is None,
         )
-        self.dense_optimizer.exclude_from_weight_decay(var_names=[_UNDECAYED])
         self.table_optimizer.build(self._tables)
-        self.dense_optimizer.build(self._dense)
 
     def __call__(self, batch: Batch, step: tf.Tensor) -> tuple[Scalars, RowGradients]:
         """Trains on one replica's part of a batch; called in replica context.
@@ -91,7 +92,7 @@ class Step(tf.Module):
         gradients = sum_gradients(gradients)
         of_tables, of_dense = gradients[: len(self._tables)], gradients[len(self._tables) :]
         of_dense, norm = tf.clip_by_global_norm(of_dense, _CLIP_NORM)
-        _apply(self.dense_optimizer, of_dense, self._dense)
+        self.dense_optimizer.apply(of_dense, self._dense, step)
         _apply(self.table_optimizer, of_tables, self._tables)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         values = values | {"loss": loss, "gradient_norm": norm / replicas}

@@ -1,0 +1,217 @@
+"""Every placement on the same batches, beside what a user of tf_keras would write instead.
+
+    python -m benchmarks.training.throughput [--output=throughput.json]
+
+All clusters are up at once, as real processes, and train in turns; ratios are of one round, and
+the median of the rounds is shown. The problem is `problem.py`'s. Needs `ss` (iproute2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.training.contestant import PLACED, Contestant, Turn
+from modules.training.cluster.config import parse_cluster
+
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each contestant.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 64, "Steps of a turn.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Instances of 64 events.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
+
+_FIT = "fit"
+_SERVERS = {"worker": 2, "ps": 2}
+_PARAMETER_SERVER = {"placement": "parameter_server", "processes": _SERVERS, "steps_per_call": 8}
+_HYBRID = {"placement": "hybrid", "processes": {"ps": 2}}
+_CLUSTERS: dict[str, dict[str, Any]] = {
+    "single": {},
+    _FIT: _PARAMETER_SERVER,
+    "parameter_server": _PARAMETER_SERVER,
+    "hybrid": _HYBRID,
+    "mirrored": {"placement": "mirrored", "devices": 2},
+}
+_FAR = {"rows": 1_000_000, "batch_size": 8, "hidden_dim": 16, "num_blocks": 1}
+"""A step of some 20 ms: what 50 ms a pull can be seen beside."""
+_FAR_STEPS = 150
+_PULL_SECONDS = 0.05
+_STALENESS = {"no prefetch": 0, "prefetch": 5}
+_LAST_LOSSES = 5
+
+
+@dataclasses.dataclass
+class Bar:
+    """A ratio and what it must be."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def race(folder: pathlib.Path) -> tuple[dict[str, list[Turn]], dict[str, Any]]:
+    """Turns of every contestant, and the hybrid trainer's first report (the ids of a batch)."""
+    problem = {"rows": 1_000_000, "batch_size": _BATCH_SIZE.value}
+    contestants = [_contestant(name, problem, folder) for name in _CLUSTERS]
+    turns, ready = _in_turns(contestants, _STEPS.value)
+    return turns, ready["hybrid"]
+
+
+def far_away(folder: pathlib.Path) -> dict[str, list[Turn]]:
+    """`hybrid` with 50 ms added to every pull, without and with the next batches fetched."""
+    contestants = [
+        Contestant(
+            name,
+            PLACED,
+            parse_cluster({**_HYBRID, "staleness": staleness, "fetchers": 6}),
+            _FAR,
+            folder,
+            [f"--pull_seconds={_PULL_SECONDS}"],
+        )
+        for name, staleness in _STALENESS.items()
+    ]
+    return _in_turns(contestants, _FAR_STEPS)[0]
+
+
+def _in_turns(
+    contestants: list[Contestant], steps: int
+) -> tuple[dict[str, list[Turn]], dict[str, dict[str, Any]]]:
+    """Runs them all; their turns, and what each said first."""
+    turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
+    with contextlib.ExitStack() as running:
+        for contestant in contestants:
+            running.enter_context(contestant)
+        ready = {contestant.name: contestant.wait_until_ready() for contestant in contestants}
+        for _ in range(_ROUNDS.value):
+            for contestant in contestants:
+                turn = contestant.train(steps)
+                turns[contestant.name].append(turn)
+                print(f"{contestant.name}: {steps} steps in {turn.seconds:.1f} s", file=sys.stderr)
+    return turns, ready
+
+
+def bars(
+    turns: dict[str, list[Turn]], far: dict[str, list[Turn]], ids: dict[str, Any]
+) -> list[Bar]:
+    def ratio(name: str, of: str, cost: Callable[[Turn], float]) -> float:
+        return _median_ratio(turns[name], turns[of], cost)
+
+    coordinator = statistics.median(
+        turn.cpu_seconds["chief"] / turn.cpu for turn in turns["parameter_server"]
+    )
+    nearer = _median_ratio(far["prefetch"], far["no prefetch"], _rate)
+    losses = [_final_loss(far[name]) for name in ("prefetch", "no prefetch")]
+    return [
+        Bar(
+            "parameter_server: examples/s of fit", ratio("parameter_server", _FIT, _rate), 1.4, True
+        ),
+        Bar(
+            "parameter_server: CPU of single",
+            ratio("parameter_server", "single", _cpu),
+            1.25,
+            False,
+        ),
+        Bar("parameter_server: coordinator's share of CPU", coordinator, 0.05, False),
+        Bar("hybrid: CPU of single", ratio("hybrid", "single", _cpu), 1.35, False),
+        Bar("hybrid, 50 ms a pull: speed of prefetch", nearer, 2.0, True),
+        Bar("hybrid, 50 ms a pull: final loss of prefetch", losses[0] / losses[1], 1.02, False),
+        Bar("hybrid: bytes with distinct ids of all ids", ids["distinct"] / ids["ids"], 0.6, False),
+    ]
+
+
+def _contestant(name: str, problem: dict[str, int], folder: pathlib.Path) -> Contestant:
+    module = "benchmarks.training.stock_fit" if name == _FIT else PLACED
+    arguments = [f"--steps={_STEPS.value}"] if name == _FIT else []
+    return Contestant(name, module, parse_cluster(_CLUSTERS[name]), problem, folder, arguments)
+
+
+def _rate(turn: Turn) -> float:
+    return turn.steps / turn.seconds
+
+
+def _cpu(turn: Turn) -> float:
+    return turn.cpu / turn.steps
+
+
+def _median_ratio(turns: list[Turn], others: list[Turn], cost: Callable[[Turn], float]) -> float:
+    return statistics.median(cost(a) / cost(b) for a, b in zip(turns, others, strict=True))
+
+
+def _final_loss(turns: list[Turn]) -> float:
+    return statistics.mean(turns[-1].report["losses"][-_LAST_LOSSES:])
+
+
+def _shown(turns: dict[str, list[Turn]]) -> Table:
+    per_thousand = 1_000 / _BATCH_SIZE.value
+    table = Table(
+        *("", "examples/s", "of fit", "CPU s / 1,000", "of single"),
+        *("chief", "workers", "ps", "MB sent / step"),
+        box=None,
+    )
+    for name, of_one in turns.items():
+
+        def median(value: Callable[[Turn], float], of_one: list[Turn] = of_one) -> float:
+            return statistics.median(map(value, of_one))
+
+        roles = [
+            median(lambda turn, role=role: turn.cpu_seconds.get(role, 0.0) / turn.steps)
+            for role in ("chief", "worker", "ps")
+        ]
+        table.add_row(
+            name,
+            f"{_BATCH_SIZE.value * median(_rate):.0f}",
+            f"{_median_ratio(of_one, turns[_FIT], _rate):.2f}",
+            f"{per_thousand * median(_cpu):.3f}",
+            f"{_median_ratio(of_one, turns['single'], _cpu):.2f}",
+            *(f"{per_thousand * role:.3f}" if role else "" for role in roles),
+            f"{median(lambda turn: turn.bytes_sent / turn.steps) / 1e6:.2f}",
+        )
+    return table
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    load = [os.getloadavg()]
+    with tempfile.TemporaryDirectory() as folder:
+        turns, ids = race(pathlib.Path(folder))
+        far = far_away(pathlib.Path(folder))
+    load.append(os.getloadavg())
+    console = Console(width=120)
+    console.print(_shown(turns))
+    results = Table("", "measured", "wanted", "", box=None)
+    reached = bars(turns, far, ids)
+    for bar in reached:
+        wanted = f"{'≥' if bar.at_least else '≤'} {bar.bound:g}"
+        results.add_row(bar.name, f"{bar.value:.3f}", wanted, "" if bar.met else "missed")
+    console.print(results)
+    losses = {name: round(_final_loss(of_one), 4) for name, of_one in far.items()}
+    console.print(f"50 ms a pull: final losses {losses}; load average before, after: {load}")
+    if _OUTPUT.value:
+        figures = {
+            "load": load,
+            "problem": {"batch_size": _BATCH_SIZE.value, "far": _FAR},
+            "turns": {n: [dataclasses.asdict(t) for t in of_one] for n, of_one in turns.items()},
+            "far": {n: [dataclasses.asdict(t) for t in of_one] for n, of_one in far.items()},
+            "ids": ids,
+            "bars": [dataclasses.asdict(bar) | {"met": bar.met} for bar in reached],
+        }
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    app.run(main)
