@@ -19,6 +19,7 @@ from modules.embeddings.table import NUM_RESERVED
 from modules.training import files, finetune, pretrain
 from modules.training.checkpoint import bundle, dense
 from modules.training.cluster.config import Cluster, ClusterError
+from modules.training.export import export
 from modules.training.input.file_order import file_order_batches
 from modules.training.loop import Preempted
 from modules.training.train import restored, train
@@ -116,43 +117,36 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(transformed, pretrained
 
 @pytest.fixture(scope="module")
 def finetuned(transformed, pretrained, tmp_path_factory):
-    """The model that was trained, and the folder of its export."""
+    """The trained model, the folder of its export, and the dynamic table as training began."""
     folder = tmp_path_factory.mktemp("finetuned")
     fn_args = transformed.arguments(finetune, transformed.spec, folder, pretrained[0])
-    fn_args.serving_model_dir = str(folder / "model" / "1")
-    trained = train(lambda: finetune.program(fn_args), fn_args, folder, Cluster(), None)
-    finetune.finish(fn_args, trained)
-    return restored(finetune.program(fn_args), trained), folder / "model"
+    of_phase = finetune.program(fn_args)
+    begun = {}
+
+    def start(module, placement):
+        of_phase.warm_start(module, placement)
+        table = module.tables["item"].dynamic_rows
+        begun.update({v: getattr(table, v).numpy() for v in ("keys", "last_seen", "rows")})
+
+    program = dataclasses.replace(of_phase, warm_start=start)
+    model = restored(program, train(lambda: program, fn_args, folder, Cluster(), None))
+    export(model, transformed.output, str(folder / "model" / "1"))
+    return model, folder / "model", begun
 
 
-def test_fine_tuning_starts_with_the_keys_of_pre_training(transformed, pretrained, tmp_path):
-    fn_args = transformed.arguments(finetune, transformed.spec, tmp_path, pretrained[0])
-    seen = {}
-
-    def program():
-        of_phase = finetune.program(fn_args)
-
-        def start(module, placement):
-            of_phase.warm_start(module, placement)
-            table = module.tables["item"].dynamic_rows
-            seen.update({v: getattr(table, v).numpy() for v in ("keys", "last_seen", "rows")})
-            raise Preempted("seen enough")
-
-        return dataclasses.replace(of_phase, warm_start=start)
-
-    with pytest.raises(Preempted):
-        train(program, fn_args, tmp_path, Cluster(), None)
+def test_fine_tuning_starts_with_the_keys_of_pre_training(pretrained, finetuned):
+    _, _, begun = finetuned
     saved = values(f"{pretrained[0]}/pretrained/dense")
     for name in ("keys", "rows"):
-        np.testing.assert_array_equal(seen[name], saved[f"tables/item/dynamic_rows/{name}"])
-    # Steps begin anew: whoever came last came at step 0 or before.
-    (occupied,) = np.nonzero(seen["keys"].reshape(-1))
-    idle = -seen["last_seen"][occupied]
-    assert len(occupied) and (idle > 0).all() and idle.min() == 1
+        np.testing.assert_array_equal(begun[name], saved[f"tables/item/dynamic_rows/{name}"])
+    # Steps begin anew: whoever came last came one step before the first.
+    (occupied,) = np.nonzero(begun["keys"].reshape(-1))
+    idle = -begun["last_seen"][occupied]
+    assert len(occupied) and idle.min() == 1
 
 
 def test_served_answers_are_the_models(transformed, finetuned):
-    model, folder = finetuned
+    model, folder, _ = finetuned
     assert isinstance(model.tables["shop"], MultiHashTable)
     spec = transformed.spec
     raw = [r for r, e in zip(transformed.raw.to_pylist(), transformed.is_eval, strict=True) if e]
@@ -191,7 +185,7 @@ def click(client, item):
 
 
 def test_the_export_holds_what_serving_needs_and_no_more(finetuned):
-    _, folder = finetuned
+    _, folder, _ = finetuned
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((folder / "1" / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
