@@ -212,21 +212,21 @@ def test_training_goes_on_when_a_server_was_killed(hybrid, running, tmp_path):
     assert events[-1][0] == "tier" and events[-1][1]["restores"] == 3
 
 
-@pytest.mark.parametrize("failing", ["pull", "push"])
+@pytest.mark.parametrize("failing", [("pull", 5), ("push", 5), ("push", STEPS - 1)])
 def test_an_error_in_a_thread_ends_training_with_that_error(hybrid, failing):
     placement = hybrid(linear_loss, staleness=2)
     train(placement, stop=2)
     threads = set(threading.enumerate())
 
     def on(what, number):
-        if (what, number) == (failing, 5):
-            raise KeyError("the disk of batch 5")
+        if (what, number) == failing:
+            raise KeyError("a disk is full")
 
     watched = placement.tables = Watched(placement.tables, on)
     reported = []
-    with pytest.raises(KeyError, match="the disk of batch 5") as raised:
+    with pytest.raises(KeyError, match="a disk is full") as raised:
         reported.extend(placement.steps(0, 2, STEPS, 2, lambda: False))
     assert raised.value.__context__ is None
     assert set(threading.enumerate()) <= threads
     pushed = [number for what, number in watched.seen if what == "pushed"]
-    assert pushed == [2, 3, 4]
+    assert pushed == list(range(2, failing[1]))

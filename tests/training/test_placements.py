@@ -24,6 +24,13 @@ CLUSTERS = {
         "steps_per_call": 1,
         "min_shard_bytes": 64,
     },
+    "hybrid": {
+        "placement": "hybrid",
+        "processes": {"ps": 2},
+        "devices": 2,
+        "staleness": 0,
+        "wire_dtype": "float32",
+    },
 }
 
 
