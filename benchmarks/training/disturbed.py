@@ -20,10 +20,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from modules.training.cluster.config import Role
-from modules.training.cluster.events import Event, read_events
+from modules.training.cluster.events import (
+    CLUSTER_EVENTS,
+    TRAINING_EVENTS,
+    Event,
+    read_events,
+)
 
 PHASE = "finetune"
-_EVENTS = ("cluster-events.jsonl", "training-events.jsonl")
 _HISTORY = "history.jsonl"
 _POLL_SECONDS = 0.1
 
@@ -101,7 +105,11 @@ class Training(contextlib.AbstractContextManager):
 
     def events(self) -> list[Event]:
         """What the cluster and the trainer told so far, in the order of time."""
-        lists = [read_events(path) for name in _EVENTS for path in self._written(name)]
+        lists = [
+            read_events(path)
+            for name in (CLUSTER_EVENTS, TRAINING_EVENTS)
+            for path in self._written(name)
+        ]
         return sorted((e for events in lists for e in events), key=lambda e: e["time"])
 
     def auc(self) -> float:

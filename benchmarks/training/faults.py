@@ -56,7 +56,7 @@ CLUSTERS: dict[str, dict[str, Any]] = {
         "min_shard_bytes": 1024,
     },
     "hybrid": {"placement": "hybrid", "processes": {"ps": 2}},
-    "hybrid, 2 trainers": {"placement": "hybrid", "processes": {"worker": 1, "ps": 2}},
+    "hybrid_two_trainers": {"placement": "hybrid", "processes": {"worker": 1, "ps": 2}},
     "multi_worker_mirrored": {
         "placement": "multi_worker_mirrored",
         "processes": {"worker": 1},
@@ -78,7 +78,7 @@ CASES: dict[str, dict[str, tuple[Victim, ...]]] = {
         _FULL: (CHIEF,),
         _TRUNCATED: (PS, CHIEF),
     },
-    "hybrid, 2 trainers": {_KILL: (WORKER,), _STOP: (WORKER,), _CUT: (WORKER,)},
+    "hybrid_two_trainers": {_KILL: (WORKER,), _STOP: (WORKER,), _CUT: (WORKER,)},
     "multi_worker_mirrored": {_KILL: (WORKER,)},
 }
 
@@ -106,13 +106,13 @@ def spec_of(run: pathlib.Path) -> Spec:
     raw["sequence"] |= {"max_length": 16, "window": 64}
     raw["model"] |= {"hidden_dim": 32, "num_blocks": 1, "dropout": 0.0, "full_softmax_rows": 500}
     raw["training"]["pretrain"]["epochs"] = 0
-    raw["training"]["finetune"] |= {"epochs": 3, "batch_size": 64}
+    raw["training"]["finetune"] |= {"epochs": 2, "batch_size": 64}
     return parse_spec(raw)
 
 
 def measure(run: pathlib.Path, cluster: str, fault: str, victim: Victim | None) -> Row:
     """Trains once, with the fault."""
-    name = f"{victim.role} {victim.index}" if victim else ""
+    name = _name(victim)
     with tempfile.TemporaryDirectory(prefix="fault-", dir=_scratch()) as folder:
         training = Training(_fn_args(run, cluster), pathlib.Path(folder))
         with contextlib.ExitStack() as held:
@@ -168,18 +168,17 @@ def _keep(folder: pathlib.Path, *name: str) -> None:
 
 
 def wanted(done: set[tuple[str, str, str]]) -> Iterator[tuple[str, str, Victim | None]]:
-    """What is asked for and not measured yet."""
-    for cluster, cases in CASES.items():
-        if _PLACEMENTS.value and cluster not in _PLACEMENTS.value:
-            continue
-        rows: list[tuple[str, Victim | None]] = [
-            (f"{_UNDISTURBED} {n}", None) for n in range(1, _REPEATS + 1)
-        ]
-        rows += [(f, v) for f in cases for v in cases[f] if f in (_FAULTS.value or FAULTS)]
-        for fault, victim in rows:
-            name = f"{victim.role} {victim.index}" if victim else ""
-            if (cluster, fault, name) not in done:
-                yield cluster, fault, victim
+    """What is asked for and not measured yet: one undisturbed run first, the other last."""
+    first, *others = (f"{_UNDISTURBED} {n}" for n in range(1, _REPEATS + 1))
+    for fault in (first, *(_FAULTS.value or FAULTS), *others):
+        for cluster in _PLACEMENTS.value or CLUSTERS:
+            for victim in CASES[cluster].get(fault, ()) if fault in FAULTS else (None,):
+                if (cluster, fault, _name(victim)) not in done:
+                    yield cluster, fault, victim
+
+
+def _name(victim: Victim | None) -> str:
+    return f"{victim.role} {victim.index}" if victim else ""
 
 
 def table(rows: list[Row]) -> Table:

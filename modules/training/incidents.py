@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 
-from modules.training.cluster.events import Event
+from modules.training.cluster.events import (
+    CLUSTER_EVENTS,
+    TRAINING_EVENTS,
+    Event,
+    read_events,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +50,6 @@ class Incidents:
     steps_repeated: int
     seconds_lost: float
 
-    def __bool__(self) -> bool:
-        return bool(self.incidents)
-
     @classmethod
     def of(cls, events: Sequence[Event]) -> Incidents:
         """From the events of cluster and trainer (`cluster-events.jsonl`,
@@ -72,6 +75,12 @@ class Incidents:
             steps_repeated=sum(e.get("repeated", 0) for e in events if e["event"] == "training"),
             seconds_lost=round(_length_of_union(_still(events)), 1),
         )
+
+
+def read_incidents(folder: pathlib.Path) -> Incidents:
+    """From the events in a Trainer's `model_run` artifact, as far as there are any."""
+    paths = [folder / name for name in (CLUSTER_EVENTS, TRAINING_EVENTS)]
+    return Incidents.of([e for path in paths if path.exists() for e in read_events(path)])
 
 
 def _process(event: Event) -> str:

@@ -18,19 +18,18 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from data.spec import parse_spec
 from modules.training.checkpoint.store import Checkpoints
 from modules.training.cluster.config import Cluster, parse_cluster
-from modules.training.cluster.events import Event
+from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, Event
 from modules.training.cluster.possible import require_possible
-from modules.training.cluster.supervisor import EVENTS_FILE as CLUSTER_EVENTS
 from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
 from modules.training.loop import Preempted
 from modules.training.task import Task
-from modules.training.train import CHECKPOINTS, EVENTS_FILE, Trained, train
+from modules.training.train import CHECKPOINTS, Trained, train
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("progress")
 _PROGRESS_SECONDS = 2.0
 _HISTORY = "history.jsonl"
-_KEPT = (_HISTORY, EVENTS_FILE, CLUSTER_EVENTS)
+_KEPT = (_HISTORY, TRAINING_EVENTS, CLUSTER_EVENTS)
 
 
 def run(name: str, fn_args: FnArgs) -> None:

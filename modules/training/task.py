@@ -65,8 +65,8 @@ def _train(task: Task, place: Any) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.
-    from modules.training.lost import lost_another
     from modules.training.loop import Preempted
+    from modules.training.lost import lost_another
     from modules.training.placements.create import use_devices
     from modules.training.train import train
 

@@ -23,7 +23,7 @@ from modules.training import files
 from modules.training.checkpoint.preemption import stop_requested
 from modules.training.checkpoint.store import Checkpoint
 from modules.training.cluster.config import Cluster, Task
-from modules.training.cluster.events import EventLog
+from modules.training.cluster.events import TRAINING_EVENTS, EventLog
 from modules.training.cluster.possible import require_possible
 from modules.training.history import History
 from modules.training.input.batches import epoch_batches
@@ -37,7 +37,6 @@ from modules.training.program import Program
 from modules.training.saving import Saving, load_into, newest_chunks
 from modules.training.step import Step
 
-EVENTS_FILE = "training-events.jsonl"
 CHECKPOINTS = "checkpoints"
 _INPUT = "input"
 _WAIT_SECONDS = 600
@@ -80,7 +79,7 @@ def train(
         chief = task is None or task.type == "chief"
         shards = _shards(of_phase, fn_args, folder / _INPUT, chief)
         features = large_tables(of_phase.spec, table_rows(of_phase.spec, of_phase.transform_output))
-        report = EventLog(folder / EVENTS_FILE).add if chief else _unrecorded
+        report = EventLog(folder / TRAINING_EVENTS).add if chief else _unrecorded
         newest = functools.partial(newest_chunks, folder / CHECKPOINTS, folder.name)
         placement = create(cluster, task, strategy, features, newest, report)
         with contextlib.closing(placement):

@@ -10,8 +10,7 @@ import sys
 
 import psutil
 
-from modules.training.cluster.events import read_events
-from modules.training.cluster.supervisor import EVENTS_FILE
+from modules.training.cluster.events import CLUSTER_EVENTS, read_events
 from tests.cluster.processes import python, runs, until, until_written
 from tests.repo.source_tree import ROOT
 
@@ -40,7 +39,7 @@ def test_it_ends_with_the_chief_and_tells_what_happened(tmp_path):
     lines = out.splitlines()
     assert " chief 0 start (pid " in lines[0]
     assert " chief 0 done (pid " in lines[1]
-    assert lines[-1] == f"events: {tmp_path / EVENTS_FILE}"
+    assert lines[-1] == f"events: {tmp_path / CLUSTER_EVENTS}"
     assert (tmp_path / "logs/chief-0.log").read_text() == "trained\n"
 
 
@@ -70,7 +69,7 @@ def test_a_signal_lets_the_chief_save_and_leaves_nothing(tmp_path):
     launched.communicate(timeout=60)
     assert launched.returncode == 75
     assert not any(runs(pid) for pid in pids)
-    assert [e["event"] for e in read_events(tmp_path / EVENTS_FILE)] == ["start", "stop", "end"]
+    assert [e["event"] for e in read_events(tmp_path / CLUSTER_EVENTS)] == ["start", "stop", "end"]
 
 
 def test_killed_it_leaves_nothing(tmp_path):

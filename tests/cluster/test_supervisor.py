@@ -11,9 +11,9 @@ import socket
 import pytest
 
 from modules.training.cluster.config import Cluster, ClusterError, parse_cluster
-from modules.training.cluster.events import EventLog, read_events
+from modules.training.cluster.events import CLUSTER_EVENTS, EventLog, read_events
 from modules.training.cluster.process import ProcessInfo
-from modules.training.cluster.supervisor import EVENTS_FILE, ClusterFailed, Supervisor
+from modules.training.cluster.supervisor import ClusterFailed, Supervisor
 from tests.cluster.processes import SERVER, SLEEP, python, runs, until, until_written
 
 
@@ -34,7 +34,7 @@ def _until_running(supervisor: Supervisor) -> None:
 
 
 def _events(supervisor: Supervisor, name: str) -> list[tuple]:
-    events = read_events(supervisor.folder / EVENTS_FILE)
+    events = read_events(supervisor.folder / CLUSTER_EVENTS)
     return [
         (e["event"], e.get("signal", e.get("exit_code")))
         for e in events
@@ -65,7 +65,7 @@ def test_a_killed_server_comes_back_at_its_address(tmp_path):
     last = _events(supervisor, "ps 1")
     assert [event for event, _ in last] == ["start", "ready", "death", "restart", "ready", "end"]
     assert ("death", "SIGKILL") in last
-    ready = [e for e in read_events(tmp_path / EVENTS_FILE) if e["event"] == "ready"][-1]
+    ready = [e for e in read_events(tmp_path / CLUSTER_EVENTS) if e["event"] == "ready"][-1]
     assert ready["seconds_out"] > 0
     assert all(p.state == "stopped" and p.pid is None for p in supervisor.processes())
 
@@ -100,7 +100,10 @@ def test_a_preempted_chief_is_started_again_and_not_held_against_it(tmp_path):
 
 def test_exhausted_restarts_stop_everything_and_say_why(tmp_path):
     cluster = _cluster("parameter_server", processes={"worker": 1, "ps": 1}, max_restarts=2)
-    commands = {"chief": python("import sys; print('the disk is full'); sys.exit(76)"), **_servers()}
+    commands = {
+        "chief": python("import sys; print('the disk is full'); sys.exit(76)"),
+        **_servers(),
+    }
     with (
         pytest.raises(ClusterFailed) as error,
         Supervisor(cluster, tmp_path, commands, backoff_seconds=0.01) as supervisor,
@@ -157,7 +160,7 @@ def test_trainers_of_one_group_are_restarted_together(tmp_path):
         assert not set(before) & {p.pid for p in supervisor.processes()}
         assert not any(runs(pid) for pid in before if pid)
     # Nobody starts before everybody has died.
-    events = [e["event"] for e in read_events(tmp_path / EVENTS_FILE)]
+    events = [e["event"] for e in read_events(tmp_path / CLUSTER_EVENTS)]
     assert events[3:9] == ["death"] * 3 + ["restart"] * 3
 
 
@@ -199,7 +202,7 @@ def test_stop_lets_the_chief_save_while_servers_still_serve(tmp_path):
         supervisor.stop()
         assert supervisor.wait(60) == 75
     assert until_written(saved) == "saved\n"
-    ends = [e["role"] for e in read_events(tmp_path / EVENTS_FILE) if e["event"] == "end"]
+    ends = [e["role"] for e in read_events(tmp_path / CLUSTER_EVENTS) if e["event"] == "end"]
     assert ends == ["chief", "ps"]
 
 
@@ -289,7 +292,7 @@ def test_processes_elsewhere_are_refused(tmp_path):
 
 
 def test_events_wait_for_room_on_the_disk(tmp_path: pathlib.Path):
-    path = tmp_path / EVENTS_FILE
+    path = tmp_path / CLUSTER_EVENTS
     log = EventLog(path)
     log.add("start", role="chief")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -12,6 +12,7 @@ import pytest
 import rich.console
 
 from modules.metrics.results import BASELINE, CANDIDATE, OVERALL, Curves, Evaluation, Failure
+from modules.training.incidents import Incidents
 from tests.metrics.instances import small_spec
 from tfx_pipeline.report.console import ingestion_line, metrics_table
 from tfx_pipeline.report.history import read_history
@@ -20,6 +21,20 @@ from tfx_pipeline.report.page import NodeTime, write_report
 SPEC = small_spec()
 SLICES = (OVERALL, "[0, 10)", "[10, 20)", "20+")
 NASTY = '<script>alert("x")</script> & $x_1$'
+
+
+CHIEF = {"role": "chief", "index": 0}
+EVENTS = [
+    {"time": 1000.0, "event": "start", **CHIEF},
+    {"time": 1001.0, "event": "training", "step": 0, "repeated": 0},
+    {"time": 1002.0, "event": "death", "signal": "SIGKILL", **CHIEF},
+    {"time": 1003.0, "event": "restart", "seconds_out": 1.0, **CHIEF},
+    {"time": 1021.0, "event": "resumed", "step": 40},
+    {"time": 1022.0, "event": "training", "step": 40, "repeated": 7},
+    {"time": 1041.0, "event": "shard_lost", "shard": 1, "error": "gone"},
+    {"time": 1048.0, "event": "stalled", "step": 50, "seconds": 5.0},
+    {"time": 1050.0, "event": "shard_back", "shard": 1, "seconds": 9.0, "restored": True},
+]
 
 
 def evaluation(**changes) -> Evaluation:
@@ -77,6 +92,7 @@ def page(tmp_path_factory):
         ingestion={"events": 12345, "targets": {"train": {"click": 99}}, NASTY: 1},
         nodes=[NodeTime("Trainer", "done", 61.2), NodeTime(NASTY, "cached", 0.1)],
         histories=[history],
+        incidents={"Pretrain": Incidents.of([]), "Finetune": Incidents.of(EVENTS)},
     )
     return (folder / "report.html").read_text()
 
@@ -113,6 +129,15 @@ def test_a_dynamic_tables_life_is_told_by_epoch(page):
     (life,) = re.findall(r"<table>\n<caption>finetune: item</caption>.*?</table>", page, re.S)
     assert re.findall(r"<th scope[^>]*>([^<]+)", life) == ["epoch", "admitted", "tail ids"]
     assert re.findall(r"<td>([^<]+)", life) == ["1", "4,321", "17", "2", "8,642", "17"]
+
+
+def test_what_happened_in_training_and_what_it_cost(page):
+    told = re.search(r'<section id="incidents">(.*?)</section>', page, re.S)[1]
+    assert "<h3>Finetune</h3>" in told and "<h3>Pretrain</h3>" not in told
+    assert "stood still for 29 s; 7 steps were repeated" in " ".join(told.split())
+    what = re.findall(r"<td>(\d+)</td><td class=\"text\">([^<]+)</td>\s*<td>([\d.]*)", told)
+    assert what[0] == ("2", "chief 0 ended by SIGKILL", "")
+    assert what[-1] == ("50", "shard 1 is back, restored from the checkpoint", "9.0")
 
 
 def test_names_are_escaped(page):

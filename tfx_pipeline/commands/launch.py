@@ -20,10 +20,9 @@ import rich.table
 from absl import flags
 
 from modules.training.cluster.config import ROLES, Cluster, ClusterError, load_cluster
-from modules.training.cluster.events import Event
+from modules.training.cluster.events import CLUSTER_EVENTS, Event
 from modules.training.cluster.process import ProcessInfo
 from modules.training.cluster.supervisor import (
-    EVENTS_FILE,
     ClusterFailed,
     Supervisor,
     stopped_by_signals,
@@ -60,7 +59,7 @@ def main(values: flags.FlagValues) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        console.print(f"events: {supervisor.folder / EVENTS_FILE}", markup=False)
+        console.print(f"events: {supervisor.folder / CLUSTER_EVENTS}", markup=False)
 
 
 def _supervisor(

@@ -38,6 +38,7 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
       NoRunError: the run has not got to its end.
     """
     from modules.metrics.results import load_metrics
+    from modules.training.incidents import read_incidents
     from tfx_pipeline.artifacts import Artifacts
     from tfx_pipeline.report.console import ingestion_line, metrics_table
     from tfx_pipeline.report.history import read_history
@@ -57,6 +58,10 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
         ingestion=ingestion,
         nodes=artifacts.node_times(),
         histories=[history for history in histories if history],
+        incidents={
+            phase: read_incidents(pathlib.Path(run.uri))
+            for phase, run in zip(phases, runs, strict=True)
+        },
     )
     console.print(ingestion_line(ingestion))
     if ingestion["dead_letters"]:

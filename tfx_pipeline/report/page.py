@@ -12,6 +12,7 @@ import yaml
 
 from data.spec import Spec
 from modules.metrics.results import CANDIDATE, OVERALL, Evaluation
+from modules.training.incidents import Incidents
 from tfx_pipeline.report import plots
 from tfx_pipeline.report.history import History
 from tfx_pipeline.report.summary import columns_of, number, others_text, summarize
@@ -39,6 +40,7 @@ def write_report(
     ingestion: Mapping[str, object] | None = None,
     nodes: Sequence[NodeTime] = (),
     histories: Sequence[History] = (),
+    incidents: Mapping[str, Incidents] | None = None,
 ) -> None:
     """Writes the report.
 
@@ -49,6 +51,7 @@ def write_report(
       ingestion: the summary of ingestion (`ingestion.json`), counts in nested groups.
       nodes: the pipeline's nodes in their order.
       histories: of the training phases (`read_history`), in their order.
+      incidents: of the training phases (`read_incidents`), by name.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -81,6 +84,7 @@ def write_report(
             for h in histories
             for table, epochs in h.lifecycles.items()
         ],
+        incidents=[(phase, i) for phase, i in (incidents or {}).items() if i.incidents],
         ingestion=list(_flat(ingestion or {})),
         nodes=nodes,
         total_seconds=sum(node.seconds for node in nodes),

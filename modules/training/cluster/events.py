@@ -1,4 +1,4 @@
-"""What happened to a cluster's processes, one JSON object a line."""
+"""What happened in a cluster, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any
 from modules.training.cluster.lines import Lines
 
 Event = dict[str, Any]
+CLUSTER_EVENTS = "cluster-events.jsonl"
+"""The supervisor's: what happened to processes."""
+TRAINING_EVENTS = "training-events.jsonl"
+"""The chief's: what training did, and saw."""
 
 
 class EventLog:
@@ -33,6 +37,6 @@ class EventLog:
 
 
 def read_events(path: str | pathlib.Path) -> list[Event]:
-    """The events of a `cluster-events.jsonl`, oldest first; not half a line at its end."""
+    """The events of a file, oldest first; not half a line at its end."""
     text = pathlib.Path(path).read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

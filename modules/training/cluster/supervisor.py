@@ -22,11 +22,10 @@ from typing import NoReturn
 
 from modules.training.cluster import guard
 from modules.training.cluster.config import PREEMPTED, ROLES, Cluster, ClusterError, Role, tf_config
-from modules.training.cluster.events import Event, EventLog
+from modules.training.cluster.events import CLUSTER_EVENTS, Event, EventLog
 from modules.training.cluster.process import Process, ProcessInfo, how_it_died, signal_name
 from modules.training.cluster.server import TERMINATED, server_arguments
 
-EVENTS_FILE = "cluster-events.jsonl"
 _POLL_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 30.0
 _SERVER_GRACE_SECONDS = 5.0
@@ -81,7 +80,7 @@ class Supervisor:
             {role: self._ports.addresses(cluster.count(role)) for role in ROLES}
         )
         self._grace, self._backoff = grace_seconds, backoff_seconds
-        self._events = EventLog(self.folder / EVENTS_FILE, tell)
+        self._events = EventLog(self.folder / CLUSTER_EVENTS, tell)
         self._mark = uuid.uuid4().hex
         self._processes = self._make(commands, dict(environment or {}))
         self._regrouping: dict[Process, float] = {}  # asked to go with its group, to be killed at
