@@ -62,8 +62,17 @@ def small_disk(folder: pathlib.Path) -> Iterator[None]:
         _run("umount", "--lazy", str(folder))
 
 
-def nothing(training: Training, victim: Victim) -> None:
-    """Undisturbed."""
+@contextlib.contextmanager
+def filled(folder: pathlib.Path) -> Iterator[None]:
+    """No byte is left on the folder's (small) disk."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 def kill(training: Training, victim: Victim) -> None:
@@ -100,12 +109,8 @@ def cut(training: Training, victim: Victim) -> None:
 
 def full_disk(training: Training, victim: Victim) -> None:
     """For FULL_SECONDS no byte is left where the run is written: events and history are too."""
-    filler = training.state / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    time.sleep(FULL_SECONDS)
-    filler.unlink()
+    with filled(training.state):
+        time.sleep(FULL_SECONDS)
     training.wait_for("checkpoint_failed")
 
 

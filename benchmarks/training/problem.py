@@ -20,7 +20,7 @@ from modules.objectives.multi_task import multi_task_loss
 from modules.training.input.localize import large_tables, localize
 from modules.training.step import Step
 
-ID_TABLES = ("item", "shop", "author", "query")
+_ID_TABLES = ("item", "shop", "author", "query")
 _CATEGORIES = 40
 _TARGETS = 4
 _EXPONENT = 1.1
@@ -32,14 +32,22 @@ _SCATTER = 2_654_435_761  # a prime: ranks -> row numbers one to one
 class Problem:
     """Args:
     rows: of each id table.
+    ids: different ones that the batches are drawn from.
+    tables: id tables, 1 to 4.
     batch_size: instances of `window` events and 4 targets.
     """
 
     rows: int = 1_000_000
+    ids: int = 1_000_000
+    tables: int = 4
     batch_size: int = 128
     window: int = 64
     hidden_dim: int = 64
     num_blocks: int = 2
+
+    @property
+    def id_tables(self) -> tuple[str, ...]:
+        return _ID_TABLES[: self.tables]
 
     @property
     def spec(self) -> Spec:
@@ -54,12 +62,12 @@ class Problem:
                     "targets": "causal",
                 },
                 "channels": [
-                    *({"name": table, "scope": "sequence", **ids} for table in ID_TABLES),
+                    *({"name": table, "scope": "sequence", **ids} for table in self.id_tables),
                     {"name": "category", "scope": "sequence", "kind": "category", "dim": 16},
                     {"name": "price", "scope": "sequence", "kind": "dense"},
                     *(
                         {"name": table, "scope": "candidate", "kind": "id", "table": table}
-                        for table in ID_TABLES
+                        for table in self.id_tables
                     ),
                     {"name": "price", "scope": "candidate", "kind": "dense"},
                     {"name": "age", "scope": "context", "kind": "dense"},
@@ -85,7 +93,7 @@ class Problem:
 
     @property
     def table_rows(self) -> dict[str, int]:
-        return dict.fromkeys(ID_TABLES, self.rows) | {"category": _CATEGORIES}
+        return dict.fromkeys(self.id_tables, self.rows) | {"category": _CATEGORIES}
 
     @property
     def features(self) -> dict[str, tuple[str, ...]]:
@@ -131,20 +139,19 @@ class Problem:
             "context_age": tf.random.stateless_normal([self.batch_size], seed),
         }
         for scope, shape in shapes.items():
-            for number, table in enumerate(ID_TABLES):
+            for number, table in enumerate(self.id_tables):
                 batch[f"{scope}_{table}"] = self._ids(shape, seed + [number, 0])
             batch[f"{scope}_price"] = tf.random.stateless_normal(shape, seed)
         batch["sequence_category"] = tf.random.stateless_uniform(
             shapes["sequence"], seed, NUM_RESERVED, _CATEGORIES, tf.int64
         )
         batch["label_click"] = tf.cast(batch["candidate_item"] % 2, tf.float32)
-        batch["label_buy"] = tf.cast(batch["candidate_shop"] % 3 == 0, tf.float32)
+        batch["label_buy"] = tf.cast(batch["candidate_item"] % 3 == 0, tf.float32)
         return batch
 
     def _ids(self, shape: list[int], seed: tf.Tensor) -> tf.Tensor:
-        """int64, the inverse of Zipf's cumulative distribution (of a continuous rank)."""
-        count = self.rows - NUM_RESERVED
+        """int64, by the inverse of Zipf's cumulative distribution (of a continuous rank)."""
         uniform = tf.random.stateless_uniform(shape, seed, dtype=tf.float64)
         power = 1.0 - _EXPONENT
-        rank = tf.pow(1.0 + uniform * (float(count) ** power - 1.0), 1.0 / power) - 1.0
-        return NUM_RESERVED + tf.cast(rank, tf.int64) * _SCATTER % count
+        rank = tf.pow(1.0 + uniform * (float(self.ids) ** power - 1.0), 1.0 / power) - 1.0
+        return NUM_RESERVED + tf.cast(rank, tf.int64) * _SCATTER % (self.rows - NUM_RESERVED)

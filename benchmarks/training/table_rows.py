@@ -1,0 +1,138 @@
+"""Step time against the rows of a table, and how soon a table of 10⁸ rows is ready.
+
+    python -m benchmarks.training.table_rows [--placements=single,parameter_server,hybrid]
+
+One id table of 16 floats a row; the batches name as many different ids whatever its size, spread
+over all of it. Of one placement all sizes are up at once and train in turns; ratios are of one
+round, and the median of the rounds is shown. 10⁸ rows take 7 GB: `mirrored` on two devices would
+take twice as much, so it goes to 10⁷ unless --mirrored_rows says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.training.contestant import PLACED, Contestant
+from modules.training.cluster.config import parse_cluster
+
+_PLACEMENTS = flags.DEFINE_list(
+    "placements", ["single", "parameter_server", "hybrid", "mirrored"], "Which ones."
+)
+_ROWS = flags.DEFINE_list("rows", ["100000", "1000000", "10000000", "100000000"], "Table sizes.")
+_MIRRORED_ROWS = flags.DEFINE_integer("mirrored_rows", 10_000_000, "The most under mirrored.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 32, "Steps of a turn.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
+
+_CLUSTERS: dict[str, dict[str, Any]] = {
+    "single": {},
+    "parameter_server": {
+        "placement": "parameter_server",
+        "processes": {"worker": 2, "ps": 2},
+        "steps_per_call": 8,
+    },
+    "hybrid": {"placement": "hybrid", "processes": {"ps": 2}},
+    "mirrored": {"placement": "mirrored", "devices": 2},
+}
+_PROBLEM = {"ids": 90_000, "tables": 1, "batch_size": 64, "hidden_dim": 16, "num_blocks": 1}
+_BOUND = 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One placement's figures at one size: medians; ratios to the smallest table of a round."""
+
+    placement: str
+    rows: int
+    ready_seconds: float
+    step_seconds: float
+    wall_ratio: float
+    cpu_ratio: float
+    rss_gigabytes: float
+
+
+def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
+    """Measures a placement at every size; the largest is started first, and alone."""
+    rows = [int(count) for count in _ROWS.value]
+    if placement == "mirrored":
+        rows = [count for count in rows if count <= _MIRRORED_ROWS.value]
+    with contextlib.ExitStack() as running:
+        contestants, ready = {}, {}
+        for count in sorted(rows, reverse=True):
+            contestants[count] = running.enter_context(
+                Contestant(
+                    f"{placement}-{count}",
+                    PLACED,
+                    parse_cluster(_CLUSTERS[placement]),
+                    {**_PROBLEM, "rows": count},
+                    folder,
+                    ["--warm_up=1"],
+                )
+            )
+            ready[count] = contestants[count].wait_until_ready()["seconds"]
+            print(f"{placement}, {count:,} rows: ready in {ready[count]:.1f} s", file=sys.stderr)
+        for contestant in contestants.values():
+            contestant.train(_STEPS.value)  # warm-up of what the first step didn't reach
+        rounds = [
+            {count: contestants[count].train(_STEPS.value) for count in rows}
+            for _ in range(_ROUNDS.value)
+        ]
+        memory = {count: sum(contestants[count].rss_bytes().values()) for count in rows}
+    return [
+        Size(
+            placement,
+            count,
+            ready[count],
+            statistics.median(turns[count].seconds / _STEPS.value for turns in rounds),
+            statistics.median(turns[count].seconds / turns[rows[0]].seconds for turns in rounds),
+            statistics.median(turns[count].cpu / turns[rows[0]].cpu for turns in rounds),
+            memory[count] / 1e9,
+        )
+        for count in rows
+    ]
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    load = [os.getloadavg()]
+    measured: list[Size] = []
+    for placement in _PLACEMENTS.value:
+        with tempfile.TemporaryDirectory() as folder:
+            measured += sizes(placement, pathlib.Path(folder))
+    load.append(os.getloadavg())
+    table = Table(
+        *("", "rows", "first step after s", "ms / step", "ratio", "CPU ratio", "all processes' GB"),
+        box=None,
+    )
+    for size in measured:
+        table.add_row(
+            size.placement,
+            f"{size.rows:,}",
+            f"{size.ready_seconds:.1f}",
+            f"{1e3 * size.step_seconds:.1f}",
+            f"{size.wall_ratio:.2f}{'' if size.wall_ratio <= _BOUND else ' missed'}",
+            f"{size.cpu_ratio:.2f}",
+            f"{size.rss_gigabytes:.1f}",
+        )
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"load average before, after: {load}")
+    if _OUTPUT.value:
+        figures = {"load": load, "sizes": [dataclasses.asdict(size) for size in measured]}
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    app.run(main)
