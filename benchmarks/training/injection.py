@@ -129,7 +129,7 @@ FAULTS: dict[str, Callable[[Training, Victim], None]] = {
     "SIGSTOP 60 s": stop,
     "network cut 30 s": cut,
     "full disk 25 s": full_disk,
-    "truncated shard, kill -9": truncate,
+    "truncated shard + kill -9": truncate,
 }
 
 

@@ -132,6 +132,7 @@ class Connection:
             generation, session = self._generation, self._session
             if session is None:
                 raise TierError(f"{self._name}: not connected")
+            began = time.monotonic()
             try:
                 return self._run(session, call, feeds, seconds)
             except (*_LOST, *_DOUBTFUL) as error:
@@ -139,7 +140,7 @@ class Connection:
                 if doubts > 1:
                     raise self._refused(error) from error
                 deadline = deadline or self._deadline()
-                self._come_back(generation, error, deadline)
+                self._come_back(generation, error, began, deadline)
             except tf.errors.OpError as error:
                 raise self._refused(error) from error
 
@@ -177,21 +178,25 @@ class Connection:
         options = v1.RunOptions(timeout_in_ms=int(seconds * 1000))
         return session.run(call.fetches, feeds, options=options)
 
-    def _come_back(self, generation: int, error: tf.errors.OpError, deadline: float) -> None:
-        """Reconnects, unless another thread did since `generation`."""
+    def _come_back(
+        self, generation: int, error: tf.errors.OpError, began: float, deadline: float
+    ) -> None:
+        """Reconnects, unless another thread did since `generation`.
+
+        The call that saw it first `began` then; until it failed, it was waiting too.
+        """
         with self._lock:
             if self._closed.is_set():
                 raise TierError(f"{self._name}: closed") from error
             if self._generation != generation:
                 return
-            since = time.monotonic()
             told = f"{type(error).__name__}: {_reason(error)}"
             self._on_event("shard_lost", shard=self.shard, address=self.address, error=told)
             before = self._incarnation
             try:
                 self._reach(deadline)
             finally:
-                waited = time.monotonic() - since
+                waited = time.monotonic() - began
                 self.statistics.waited_seconds += waited
             self.statistics.reconnects += 1
             self._on_event(
