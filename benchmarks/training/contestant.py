@@ -154,3 +154,20 @@ class Contestant(contextlib.AbstractContextManager):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name}: silent for {_PATIENCE_SECONDS:.0f} s")
         return act()
+
+
+def in_turns(
+    contestants: Sequence[Contestant], steps: int, rounds: int
+) -> tuple[dict[str, list[Turn]], dict[str, dict[str, Any]]]:
+    """Runs them all. Every one's turns, and what it said when it was ready."""
+    turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
+    with contextlib.ExitStack() as running:
+        for contestant in contestants:
+            running.enter_context(contestant)
+        ready = {contestant.name: contestant.wait_until_ready() for contestant in contestants}
+        for _ in range(rounds):
+            for contestant in contestants:
+                turn = contestant.train(steps)
+                turns[contestant.name].append(turn)
+                print(f"{contestant.name}: {steps} steps in {turn.seconds:.1f} s", file=sys.stderr)
+    return turns, ready

@@ -8,13 +8,11 @@ the median of the rounds is shown. The problem is `problem.py`'s. Needs `ss` (ip
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +21,8 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.training.contestant import PLACED, Contestant, Turn
+from benchmarks.training.contestant import PLACED, Contestant, Turn, in_turns
+from benchmarks.training.far import PROBLEM, STEPS, far_contestants
 from modules.training.cluster.config import parse_cluster
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each contestant.", lower_bound=1)
@@ -42,10 +41,6 @@ _CLUSTERS: dict[str, dict[str, Any]] = {
     "hybrid": _HYBRID,
     "mirrored": {"placement": "mirrored", "devices": 2},
 }
-_FAR = {"rows": 1_000_000, "batch_size": 8, "hidden_dim": 16, "num_blocks": 1}
-"""A step of some 20 ms: what 50 ms a pull can be seen beside."""
-_FAR_STEPS = 150
-_PULL_SECONDS = 0.05
 _STALENESS = {"no prefetch": 0, "prefetch": 5}
 _LAST_LOSSES = 5
 
@@ -68,41 +63,8 @@ def race(folder: pathlib.Path) -> tuple[dict[str, list[Turn]], dict[str, Any]]:
     """Turns of every contestant, and the hybrid trainer's first report (the ids of a batch)."""
     problem = {"rows": 1_000_000, "batch_size": _BATCH_SIZE.value}
     contestants = [_contestant(name, problem, folder) for name in _CLUSTERS]
-    turns, ready = _in_turns(contestants, _STEPS.value)
+    turns, ready = in_turns(contestants, _STEPS.value, _ROUNDS.value)
     return turns, ready["hybrid"]
-
-
-def far_away(folder: pathlib.Path) -> dict[str, list[Turn]]:
-    """`hybrid` with 50 ms added to every pull, without and with the next batches fetched."""
-    contestants = [
-        Contestant(
-            name,
-            PLACED,
-            parse_cluster({**_HYBRID, "staleness": staleness, "fetchers": 6}),
-            _FAR,
-            folder,
-            [f"--pull_seconds={_PULL_SECONDS}"],
-        )
-        for name, staleness in _STALENESS.items()
-    ]
-    return _in_turns(contestants, _FAR_STEPS)[0]
-
-
-def _in_turns(
-    contestants: list[Contestant], steps: int
-) -> tuple[dict[str, list[Turn]], dict[str, dict[str, Any]]]:
-    """Runs them all; their turns, and what each said first."""
-    turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
-    with contextlib.ExitStack() as running:
-        for contestant in contestants:
-            running.enter_context(contestant)
-        ready = {contestant.name: contestant.wait_until_ready() for contestant in contestants}
-        for _ in range(_ROUNDS.value):
-            for contestant in contestants:
-                turn = contestant.train(steps)
-                turns[contestant.name].append(turn)
-                print(f"{contestant.name}: {steps} steps in {turn.seconds:.1f} s", file=sys.stderr)
-    return turns, ready
 
 
 def bars(
@@ -189,7 +151,7 @@ def main(argv: list[str]) -> None:
     load = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:
         turns, ids = race(pathlib.Path(folder))
-        far = far_away(pathlib.Path(folder))
+        far, _ = in_turns(far_contestants(_STALENESS, pathlib.Path(folder)), STEPS, _ROUNDS.value)
     load.append(os.getloadavg())
     console = Console(width=120)
     console.print(_shown(turns))
@@ -204,7 +166,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         figures = {
             "load": load,
-            "problem": {"batch_size": _BATCH_SIZE.value, "far": _FAR},
+            "problem": {"batch_size": _BATCH_SIZE.value, "far": PROBLEM},
             "turns": {n: [dataclasses.asdict(t) for t in of_one] for n, of_one in turns.items()},
             "far": {n: [dataclasses.asdict(t) for t in of_one] for n, of_one in far.items()},
             "ids": ids,

@@ -61,7 +61,9 @@ class AdamW(tf.Module):
         scalars = (rate * self._weight_decay, rate, _BETA_1**power, _BETA_2**power)
         present = [i for i, gradient in enumerate(gradients) if gradient is not None]
 
-        def update_all(strategy: tf.distribute.Strategy, changed: list, dense: list, *scalars):
+        def update_all(
+            strategy: tf.distribute.Strategy, changed: list, dense: list, *scalars: tf.Tensor
+        ) -> None:
             for i, variable, gradient in zip(present, changed, dense, strict=True):
                 strategy.extended.update(
                     variable,
