@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -42,3 +45,32 @@ def test_it_moves_variables_as_keras_does():
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=2e-5, atol=2e-6)
     moved = [not np.allclose(a, v.numpy()) for a, v in zip(start, ours, strict=True)]
     assert moved == [True, True, True, False]
+
+
+def test_all_copies_of_a_variable_decay_or_none():
+    """The copies' names differ from their variable's; two devices need a process of their own."""
+    child = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+def train_copies() -> None:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        ours = variables()
+        optimizer = AdamW(ours, RATE, DECAY, decay=lambda v: v.name.endswith("kernel:0"))
+
+    @tf.function(autograph=False)
+    def step(number: tf.Tensor) -> None:
+        strategy.run(lambda: optimizer.apply(gradients(0), ours, number))
+
+    for number in range(3):
+        step(tf.constant(number, tf.int64))
+    for variable in ours:
+        one, other = strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), variable.name)
+
+
+if __name__ == "__main__":
+    train_copies()
