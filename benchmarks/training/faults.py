@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from absl import app, flags
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -181,12 +182,12 @@ def _name(victim: Victim | None) -> str:
     return f"{victim.role} {victim.index}" if victim else ""
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Row], style: box.Box = box.SIMPLE) -> Table:
     """What each fault did, beside the undisturbed runs of its cluster."""
     shown = Table(
         *("cluster", "fault", "of", "ended", "AUC", "against undisturbed", "s", "s more"),
         *("stood still, s", "steps repeated", "what happened"),
-        title="Faults",
+        box=style,
     )
     for cluster in CLUSTERS:
         ours = [row for row in rows if row.cluster == cluster]
@@ -225,7 +226,7 @@ def main(argv: list[str]) -> None:
     Console().print(table(rows))
     if _OUTPUT.value:
         with io.StringIO() as text:
-            Console(file=text, width=240).print(table(rows))
+            Console(file=text, width=1000).print(table(rows, box.MARKDOWN))
             pathlib.Path(_OUTPUT.value).write_text(text.getvalue())
 
 
