@@ -513,10 +513,10 @@ class Spec(_Strict):
                 " 'mask_prediction: true'; mark the important sequence channels, or skip the"
                 " phase with 'training.pretrain.epochs: 0'"
             )
-        if self.dynamic_tables and pretrain.table_optimizer != finetune.table_optimizer:
+        if pretrain.table_optimizer != finetune.table_optimizer:
             raise ValueError(
-                f"training: dynamic table {self.dynamic_tables[0]!r} goes from pre-training to"
-                " fine-tuning with its optimizer's state; give both phases one 'table_optimizer'"
+                "training: large and dynamic tables go from pre-training to fine-tuning with their"
+                " optimizer's state; give both phases one 'table_optimizer'"
             )
         return self
 

@@ -16,6 +16,7 @@ from modules.objectives.multi_task import multi_task_loss
 from modules.preprocessing import table_rows
 from modules.training import files
 from modules.training.begin import begin
+from modules.training.checkpoint.store import Checkpoint
 from modules.training.export import export
 from modules.training.input.file_order import file_order_batches
 from modules.training.placements.placement import Placement
@@ -45,9 +46,10 @@ def program(fn_args: FnArgs) -> Program:
         model(batch)
         return model
 
-    def start(model: SuperMoE, placement: Placement) -> None:
-        if fn_args.base_model:
-            warm_start(fn_args.base_model, model, placement)
+    def start(model: SuperMoE, placement: Placement) -> Checkpoint | None:
+        if not fn_args.base_model:
+            return None
+        return warm_start(fn_args.base_model, model, placement)
 
     held_out = file_order_batches(
         files.of_split(fn_args, spec, "eval"),

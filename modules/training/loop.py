@@ -19,7 +19,11 @@ _STALL_RATIO = 10.0
 
 
 class Preempted(Exception):
-    """Training was told to stop, and has saved; started again, it goes on where it was."""
+    """Training was told to stop; once `step` is saved, it can go on from there."""
+
+    def __init__(self, title: str, step: int):
+        super().__init__(f"{title}: stopped at step {step}")
+        self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Loop:
         """Trains from `step` to the end.
 
         Raises:
-          Preempted: a stop was requested; the step it came to is saved.
+          Preempted: a stop was requested; the step it came to is yet to be saved.
           FloatingPointError: the loss is no longer finite; names the step at which it was noticed.
         """
         started, first = time.monotonic(), step
@@ -78,10 +82,11 @@ class Loop:
             if step % self.num_batches == 0 and epoch_steps:  # not told at once to stop
                 self._record_epoch(step, {k: v / epoch_steps for k, v in epoch_sums.items()})
                 epoch_sums, epoch_steps, since = {}, 0, time.monotonic()
-            if step % self.save_every == 0 or stop:
-                self.save(step)
             if stop:
-                raise Preempted(f"{self.title}: stopped at step {step}")
+                raise Preempted(self.title, step)
+            if step % self.save_every == 0:
+                self.save(step)
+                since = time.monotonic()
 
     def _noticed(
         self, step: int, steps: int, seconds: float, usual: float | None, done: int

@@ -11,6 +11,7 @@ import tensorflow_transform as tft
 
 from data.spec import Phase, Spec
 from modules.features import Batch
+from modules.training.checkpoint.store import Checkpoint
 from modules.training.placements.placement import Placement
 from modules.training.step import Scalars
 
@@ -24,7 +25,7 @@ class Program:
     loss: (module, batch, step) -> (loss, values to record), shares of the whole batch's; a value
       named `expert_load` is a [layers, experts] tensor, every other a scalar.
     min_events, min_targets: instances with fewer are not trained on.
-    warm_start: (module, placement) before the first step.
+    warm_start: (module, placement) before the first step -> what it restored, if anything.
     at_epoch_end: (module, placement) -> more values to record.
     """
 
@@ -37,5 +38,5 @@ class Program:
     loss: Callable[[Any, Batch, tf.Tensor], tuple[tf.Tensor, Scalars]]
     min_events: int = 0
     min_targets: int = 1
-    warm_start: Callable[[Any, Placement], None] = lambda module, placement: None
+    warm_start: Callable[[Any, Placement], Checkpoint | None] = lambda module, placement: None
     at_epoch_end: Callable[[Any, Placement], dict[str, float]] = lambda module, placement: {}

@@ -85,10 +85,11 @@ def _train_in_cluster(
         code = _wait(supervisor, folder / _HISTORY)
     if code:
         raise KeyboardInterrupt(f"{name}: stopped; the same command goes on from the checkpoint")
-    checkpoint = Checkpoints(folder / CHECKPOINTS, folder.name).latest()
-    if checkpoint is None:
+    checkpoints = Checkpoints(folder / CHECKPOINTS, folder.name)
+    if not checkpoints.steps():
         raise FileNotFoundError(f"{folder}: the cluster ended without a checkpoint")
-    return Trained(checkpoint, folder)
+    # The last one or none: an older model must not take its place.
+    return Trained(checkpoints.at(checkpoints.steps()[-1]), folder)
 
 
 def _wait(supervisor: Supervisor, history: pathlib.Path) -> int:

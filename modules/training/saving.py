@@ -67,31 +67,61 @@ class Saving:
         self._writes = writes
         self._report = report
         self._outcomes: list[bool] = []  # of the save whose rows are marked, once known
-        self._writer = AsyncWriter(self._checkpoints, None, placement_name, report)
+        self._taken: int | None = None  # the step copied last, the same on every trainer
 
-    def resume(self) -> int:
-        """Restores the newest usable checkpoint on every trainer; the step to go on from."""
+    def resume(self) -> int | None:
+        """Restores the newest usable checkpoint on every trainer.
+
+        Returns:
+          The step to go on from; None without a checkpoint.
+        """
         newest = self._checkpoints.latest() if self._writes else None
         for skipped in self._checkpoints.skipped:
             self._report("checkpoint_skipped", step=skipped.step, reason=skipped.reason)
-        step = self._placement.sum_over_hosts(newest.step if newest else 0)
-        checkpoint = newest if self._writes else (self._checkpoints.at(step) if step else None)
+        # Other trainers add nothing: 0 is no checkpoint, 1 one of step 0.
+        told = self._placement.sum_over_hosts(newest.step + 1 if newest else 0)
+        step = told - 1 if told else None
+        checkpoint = newest
+        if not self._writes and step is not None:
+            checkpoint = self._checkpoints.at(step)
         if checkpoint is not None:
             dense.restore(str(checkpoint.folder / dense.NAME), self._objects, self._without)
             self._report("resumed", step=step)
         self._placement.tables.restore(table_chunks(checkpoint))
         if self._writes:
             self._remove_staging()
-        self._writer.close()
-        self._writer = AsyncWriter(
-            self._checkpoints, step or None, self._placement_name, self._report
-        )
+        self._taken = step
+        self._writer = AsyncWriter(self._checkpoints, step, self._placement_name, self._report)
         return step
+
+    def start_from(self, other: Checkpoint) -> None:
+        """Makes what was restored from another run's checkpoint this run's step 0.
+
+        Its rows are in this run's checkpoints then, whether this run touches them or not.
+
+        Raises:
+          CheckpointError: it can't be written.
+        """
+        values = dense.dense_snapshot(self._objects, self._without)
+        self._taken = 0
+        if not self._writes:
+            return
+        tables = other.manifest.tables
+        with self._checkpoints.begin(0, None) as draft:
+            for prefix in (prefix for table in tables.values() for prefix in table.chunks):
+                (draft.folder / prefix).parent.mkdir(parents=True, exist_ok=True)
+                for path in (other.folder / prefix).parent.glob(f"{pathlib.Path(prefix).name}.*"):
+                    shutil.copyfile(path, (draft.folder / prefix).parent / path.name)
+            dense.write(str(draft.folder / dense.NAME), values)
+            draft.commit(self._placement_name, tables)
+        self._writer.close()
+        self._writer = AsyncWriter(self._checkpoints, 0, self._placement_name, self._report)
 
     def save(self, step: int) -> None:
         """Takes a checkpoint. What can't be written is reported, and is in the next one."""
         self._settle()
-        self._take(step)
+        with contextlib.suppress(CheckpointError):  # it was logged and reported
+            self._take(step)
 
     def finish(self, step: int) -> Checkpoint | None:
         """Saves the last step, unless it is saved already, and waits for it.
@@ -103,8 +133,10 @@ class Saving:
           CheckpointError: it can't be written.
         """
         self._settle()
-        if self._writer.saved != step:
+        saved = self._writer.saved if self._writes else self._taken
+        if self._placement.sum_over_hosts(saved != step and self._writes):
             self._take(step)
+        self._writer.wait()
         self.close()
         return self._checkpoints.at(step) if self._writes else None
 
@@ -115,6 +147,7 @@ class Saving:
 
     def _take(self, step: int) -> None:
         values = dense.dense_snapshot(self._objects, self._without)
+        self._taken = step
         if not self._writes:
             return
         staging = self._folder / f"{_STAGING}{step}"
@@ -126,7 +159,7 @@ class Saving:
             shutil.rmtree(staging, ignore_errors=True)
             self._report("checkpoint_failed", step=step, reason=str(error))
             _LOG.warning("checkpoint of step %d: %s", step, error)
-            return
+            raise CheckpointError(f"checkpoint of step {step}: {error}") from error
         parts = [functools.partial(_write_dense, values), functools.partial(_move, staging, rows)]
         self._writer.save(step, parts, self._outcomes.append)
 
@@ -135,7 +168,10 @@ class Saving:
         with contextlib.suppress(CheckpointError):  # it was logged and reported
             self._writer.wait()
         while self._outcomes:
-            self._placement.tables.end_save(self._outcomes.pop())
+            saved = self._outcomes.pop()
+            self._placement.tables.end_save(saved)
+            if not saved:
+                self._remove_staging()
 
     def _remove_staging(self) -> None:
         for leftover in self._folder.glob(f"{_STAGING}*"):

@@ -30,7 +30,7 @@ from modules.training.input.batches import epoch_batches
 from modules.training.input.localize import large_tables, localize
 from modules.training.input.shards import Shards, load_shards, write_shards
 from modules.training.lifecycle import lifecycle
-from modules.training.loop import Loop
+from modules.training.loop import Loop, Preempted
 from modules.training.placements.create import create, strategy_of
 from modules.training.placements.placement import Batches, Placement
 from modules.training.program import Program
@@ -136,9 +136,12 @@ def _train(
         writes=chief,
         report=report,
     )
-    first = saving.resume()
-    if not first:
-        program.warm_start(module, placement)
+    resumed = saving.resume()
+    first = resumed or 0
+    if resumed is None:
+        base = program.warm_start(module, placement)
+        if base is not None:
+            saving.start_from(base)
     history = History(folder, program.name, first) if chief else None
     report(
         "training",
@@ -161,6 +164,9 @@ def _train(
     )
     try:
         loop.run(placement, first)
+    except Preempted as stopped:
+        saving.finish(stopped.step)  # or it isn't said to be saved
+        raise
     except BaseException:
         saving.close()
         raise

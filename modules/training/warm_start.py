@@ -21,8 +21,11 @@ def keep_for_next_phase(checkpoint: Checkpoint, folder: str) -> None:
     write_whole(checkpoint, pathlib.Path(folder) / _FOLDER)
 
 
-def warm_start(folder: str, module: Any, placement: Placement) -> None:
+def warm_start(folder: str, module: Any, placement: Placement) -> Checkpoint:
     """Starts the encoder and all tables from a model artifact's.
+
+    Large tables bring their optimizer state along, as it is stored with their rows; that of small
+    tables and of the dense part starts afresh.
 
     Raises:
       FileNotFoundError: no pre-trained encoder in `folder`.
@@ -35,3 +38,4 @@ def warm_start(folder: str, module: Any, placement: Placement) -> None:
     dense.restore(str(path / dense.NAME), shared_objects(module), large_shards(module))
     placement.tables.restore(table_chunks(checkpoint))
     restart_steps(module, checkpoint.step)
+    return checkpoint

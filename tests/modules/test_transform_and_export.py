@@ -19,6 +19,8 @@ from modules.training.export import export
 from modules.training.input.file_order import file_order_batches
 from modules.training.input.localize import large_tables
 from modules.training.placements.synchronous import Synchronous
+from modules.training.saving import Saving, load_into
+from modules.training.step import Step
 from modules.training.warm_start import warm_start
 from tests.modules.transformed import Transformed, two_phase_spec
 
@@ -214,14 +216,46 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, tmp_path):
     before = {v.name: v.numpy() for v in fresh.encoder.weights}
     placement = Synchronous(tf.distribute.get_strategy(), large_tables(spec, rows))
     placement.tables = LocalTables({n: t for n, t in fresh.tables.items() if t.large})
-    warm_start(pretrained, fresh, placement)
-    checkpoint = tf.train.load_checkpoint(f"{pretrained}/pretrained/dense")
-    saved = set(checkpoint.get_variable_to_shape_map())
-    assert any(name.startswith("encoder/") for name in saved)
+    base = warm_start(pretrained, fresh, placement)
     kernel = next(v for v in fresh.encoder.weights if "router" in v.name)
     assert not np.array_equal(kernel, before[kernel.name])
     with pytest.raises(FileNotFoundError, match="no pre-trained encoder"):
         warm_start(str(tmp_path / "nowhere"), fresh, placement)
+    # Rows that fine-tuning never touches are in its checkpoints all the same.
+    large = [table for table in fresh.tables.values() if table.large]
+    trained = {table.name: table.shards[0].numpy() for table in large}
+    again = SuperMoE(spec, rows)
+    again(batch)
+    assert any((trained[n] != again.tables[n].shards[0].numpy()).any() for n in trained)
+    load_into(again, _saved_from(base, fresh, placement, spec, tmp_path / "checkpoints"))
+    for name, values in trained.items():
+        np.testing.assert_array_equal(again.tables[name].shards[0], values)
+
+
+def _saved_from(base, model, placement, spec, folder):
+    """The last checkpoint of a run that started from `base` and did nothing."""
+
+    def saving():
+        return Saving(
+            folder,
+            "run",
+            model,
+            Step(model, lambda batch, step: (0.0, {}), spec.training.finetune, 1),
+            placement,
+            "single",
+            keep=1,
+            max_deltas=1,
+            writes=True,
+            report=lambda event, **fields: None,
+        )
+
+    first = saving()
+    assert first.resume() is None
+    first.start_from(base)
+    assert first.finish(0).step == 0
+    second = saving()
+    assert second.resume() == 0
+    return second.finish(1)
 
 
 @pytest.fixture

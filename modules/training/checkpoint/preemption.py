@@ -6,8 +6,6 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL of sysexits.h: saved and stopped on request; start it again to go on."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -124,10 +124,10 @@ class Cluster(_Strict):
     steps_per_call: _Positive = 16
     """parameter_server: steps that one scheduled call trains; 16 is what is read at a time."""
     min_shard_bytes: _Positive = 262_144
-    """parameter_server: variables are cut into shards of at least so many bytes."""
+    """parameter_server: large tables are cut into shards of at least so many bytes."""
     staleness: _Count = 4
-    """hybrid: a batch's rows may miss the pushes of at most so many earlier batches; 0 is
-    synchronous."""
+    """hybrid: a batch's rows may miss this trainer's pushes of at most so many earlier batches; 0
+    is synchronous with one trainer (others push when they push)."""
     fetchers: _Positive = 2
     """hybrid: threads that fetch the next batches' rows."""
     wire_dtype: DType = "bfloat16"
@@ -192,6 +192,16 @@ class Cluster(_Strict):
                     f"placement: {self.placement} has no {role} processes; leave {role!r} out or"
                     " choose another placement"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _devices_are_of_one_host(self) -> Cluster:
+        several = len(self.trainer_roles) > 1 and self.count("worker")
+        if several and (self.devices or 1) > 1:
+            raise ValueError(
+                "devices: several trainers use all their GPUs, or one CPU device each; logical CPU"
+                " devices are for 'mirrored' and for 'hybrid' with one trainer"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -214,9 +214,12 @@ class Supervisor:
             return
         preempted = self._trains(process) and code == PREEMPTED
         self._record("preempted" if preempted else "death", process, **_death_fields(code))
-        process.faults = process.faults + 1 if code in (_EXCEPTION, _USAGE_ERROR) else 0
-        if self._trains(process) and not with_group and process.faults > _MAX_FAULTS:
-            self._fail(process, code, f"{process.faults} times in a row")
+        process.faults = process.faults + 1 if code == _EXCEPTION else 0
+        if self._trains(process) and not with_group:
+            if code == _USAGE_ERROR:
+                self._fail(process, code, "(it was asked for wrongly)")
+            if process.faults > _MAX_FAULTS:
+                self._fail(process, code, f"{process.faults} times in a row")
         if not preempted and not with_group:
             self._count_restart(process, code)
         self._schedule(process)

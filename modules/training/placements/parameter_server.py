@@ -116,11 +116,12 @@ class ParameterServer:
             count, result = waiting.popleft()
             return Progress(count, self._pack.unpack(result.fetch()))
 
-        for at in range(start, stop, self._steps_per_call):
-            if stop_requested():
-                break
-            end = min(at + self._steps_per_call, stop)
+        at = start
+        while at < stop and not stop_requested():
+            # Ends at multiples: what is read at a time isn't read by two calls.
+            end = min(at - at % self._steps_per_call + self._steps_per_call, stop)
             waiting.append((end - at, self._schedule(epoch, at, end, first + at - start)))
+            at = end
             if len(waiting) == _CALLS_AHEAD * self._workers:
                 yield finish()
         while waiting:

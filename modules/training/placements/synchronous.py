@@ -25,7 +25,7 @@ from modules.training.input.localize import host_share, localize, replica_share
 from modules.training.placements.placement import Batches, Progress
 from modules.training.step import Scalars, Step
 
-RUN_OF_HOSTS = 50
+RUN_OF_HOSTS = 48
 """Steps between two times that several hosts agree on whether to stop."""
 
 
