@@ -157,9 +157,9 @@ class Contestant(contextlib.AbstractContextManager):
 
 
 def in_turns(
-    contestants: Sequence[Contestant], steps: int, rounds: int
+    contestants: Sequence[Contestant], steps: Mapping[str, int], rounds: int
 ) -> tuple[dict[str, list[Turn]], dict[str, dict[str, Any]]]:
-    """Runs them all. Every one's turns, and what it said when it was ready."""
+    """Runs them all, `steps` of each a turn. Their turns, and what they said when ready."""
     turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
     with contextlib.ExitStack() as running:
         for contestant in contestants:
@@ -167,7 +167,8 @@ def in_turns(
         ready = {contestant.name: contestant.wait_until_ready() for contestant in contestants}
         for _ in range(rounds):
             for contestant in contestants:
-                turn = contestant.train(steps)
+                turn = contestant.train(steps[contestant.name])
                 turns[contestant.name].append(turn)
-                print(f"{contestant.name}: {steps} steps in {turn.seconds:.1f} s", file=sys.stderr)
+                done = f"{turn.steps} steps in {turn.seconds:.1f} s"
+                print(f"{contestant.name}: {done}", file=sys.stderr)
     return turns, ready

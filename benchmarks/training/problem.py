@@ -104,7 +104,10 @@ class Problem:
         """Batches [start, stop), of as many events in every instance. See `placement.Batches`."""
         epoch = tf.cast(epoch, tf.int64)
         numbers = tf.data.Dataset.range(start, stop)
-        return numbers.map(lambda number: self._batch(tf.stack([epoch, number])))
+        options = tf.data.Options()
+        options.experimental_optimization.apply_default_optimizations = False  # as `epoch_batches`
+        made = numbers.map(lambda number: self._batch(tf.stack([epoch, number])))
+        return made.with_options(options)
 
     def small_batch(self) -> Batch:
         """What variables are built with."""

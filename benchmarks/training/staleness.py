@@ -55,7 +55,11 @@ def speeds(bounds: list[int]) -> dict[int, list[Turn]]:
     """Turns by bound, with 50 ms added to every pull."""
     names = {f"staleness-{bound}": bound for bound in bounds}
     with tempfile.TemporaryDirectory() as folder:
-        turns, _ = in_turns(far_contestants(names, pathlib.Path(folder)), STEPS, _ROUNDS.value)
+        turns, _ = in_turns(
+            far_contestants(names, pathlib.Path(folder)),
+            dict.fromkeys(names, STEPS),
+            _ROUNDS.value,
+        )
     return {bound: turns[name] for name, bound in names.items()}
 
 

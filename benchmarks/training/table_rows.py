@@ -20,6 +20,7 @@ import sys
 import tempfile
 from typing import Any
 
+import psutil
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +47,10 @@ _CLUSTERS: dict[str, dict[str, Any]] = {
     "hybrid": {"placement": "hybrid", "processes": {"ps": 2}},
     "mirrored": {"placement": "mirrored", "devices": 2},
 }
+_ROW_BYTES = {"single": 69, "parameter_server": 69, "hybrid": 69, "mirrored": 2 * 69}
+"""16 floats, the optimizer's one, a flag."""
+_PROCESSES_BYTES = 4_000_000_000
+"""Of a cluster without its tables, at most."""
 _PROBLEM = {"ids": 90_000, "tables": 1, "batch_size": 64, "hidden_dim": 16, "num_blocks": 1}
 _BOUND = 1.3
 
@@ -64,10 +69,20 @@ class Size:
 
 
 def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
-    """Measures a placement at every size; the largest is started first, and alone."""
+    """Measures a placement at every size; the largest is started first, and alone.
+
+    Raises:
+      MemoryError: they don't fit beside what else the machine does.
+    """
     rows = [int(count) for count in _ROWS.value]
     if placement == "mirrored":
         rows = [count for count in rows if count <= _MIRRORED_ROWS.value]
+    needed = sum(rows) * _ROW_BYTES[placement] + len(rows) * _PROCESSES_BYTES
+    if needed > psutil.virtual_memory().available:
+        raise MemoryError(
+            f"{placement}: {needed / 1e9:.0f} GB are needed at once, and"
+            f" {psutil.virtual_memory().available / 1e9:.0f} GB are free; leave out the largest by --rows"
+        )
     with contextlib.ExitStack() as running:
         contestants, ready = {}, {}
         for count in sorted(rows, reverse=True):

@@ -26,13 +26,18 @@ from benchmarks.training.far import PROBLEM, STEPS, far_contestants
 from modules.training.cluster.config import parse_cluster
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each contestant.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 64, "Steps of a turn.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Instances of 64 events.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 64, "Steps of a turn; asynchronous: 4 times.", 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Instances of 64 events.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 
 _FIT = "fit"
+_LONGER = 4
+"""At the end of a turn one worker waits for the other, as at a checkpoint: no part of the rate."""
 _SERVERS = {"worker": 2, "ps": 2}
-_PARAMETER_SERVER = {"placement": "parameter_server", "processes": _SERVERS, "steps_per_call": 8}
+_PARAMETER_SERVER = {
+    "placement": "parameter_server",
+    "processes": _SERVERS,
+}
 _HYBRID = {"placement": "hybrid", "processes": {"ps": 2}}
 _CLUSTERS: dict[str, dict[str, Any]] = {
     "single": {},
@@ -63,7 +68,7 @@ def race(folder: pathlib.Path) -> tuple[dict[str, list[Turn]], dict[str, Any]]:
     """Turns of every contestant, and the hybrid trainer's first report (the ids of a batch)."""
     problem = {"rows": 1_000_000, "batch_size": _BATCH_SIZE.value}
     contestants = [_contestant(name, problem, folder) for name in _CLUSTERS]
-    turns, ready = in_turns(contestants, _STEPS.value, _ROUNDS.value)
+    turns, ready = in_turns(contestants, {name: _steps(name) for name in _CLUSTERS}, _ROUNDS.value)
     return turns, ready["hybrid"]
 
 
@@ -98,8 +103,12 @@ def bars(
 
 def _contestant(name: str, problem: dict[str, int], folder: pathlib.Path) -> Contestant:
     module = "benchmarks.training.stock_fit" if name == _FIT else PLACED
-    arguments = [f"--steps={_STEPS.value}"] if name == _FIT else []
+    arguments = [f"--steps={_steps(name)}"] if name == _FIT else []
     return Contestant(name, module, parse_cluster(_CLUSTERS[name]), problem, folder, arguments)
+
+
+def _steps(name: str) -> int:
+    return _STEPS.value * (_LONGER if _CLUSTERS[name] is _PARAMETER_SERVER else 1)
 
 
 def _rate(turn: Turn) -> float:
@@ -151,7 +160,11 @@ def main(argv: list[str]) -> None:
     load = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:
         turns, ids = race(pathlib.Path(folder))
-        far, _ = in_turns(far_contestants(_STALENESS, pathlib.Path(folder)), STEPS, _ROUNDS.value)
+        far, _ = in_turns(
+            far_contestants(_STALENESS, pathlib.Path(folder)),
+            dict.fromkeys(_STALENESS, STEPS),
+            _ROUNDS.value,
+        )
     load.append(os.getloadavg())
     console = Console(width=120)
     console.print(_shown(turns))
