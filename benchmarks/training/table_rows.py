@@ -81,7 +81,8 @@ def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
     if needed > psutil.virtual_memory().available:
         raise MemoryError(
             f"{placement}: {needed / 1e9:.0f} GB are needed at once, and"
-            f" {psutil.virtual_memory().available / 1e9:.0f} GB are free; leave out the largest by --rows"
+            f" {psutil.virtual_memory().available / 1e9:.0f} GB are free; leave out the largest by"
+            " --rows"
         )
     with contextlib.ExitStack() as running:
         contestants, ready = {}, {}
