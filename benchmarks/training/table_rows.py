@@ -49,8 +49,9 @@ _CLUSTERS: dict[str, dict[str, Any]] = {
 }
 _ROW_BYTES = {"single": 69, "parameter_server": 69, "hybrid": 69, "mirrored": 2 * 69}
 """16 floats, the optimizer's one, a flag."""
-_PROCESSES_BYTES = 4_000_000_000
-"""Of a cluster without its tables, at most."""
+_NUM_PROCESSES = {"single": 1, "parameter_server": 5, "hybrid": 3, "mirrored": 1}
+_PROCESS_BYTES = 600_000_000
+"""An estimate of what a process holds for itself, without its tables."""
 _PROBLEM = {"ids": 90_000, "tables": 1, "batch_size": 64, "hidden_dim": 16, "num_blocks": 1}
 _BOUND = 1.3
 
@@ -77,7 +78,8 @@ def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
     rows = [int(count) for count in _ROWS.value]
     if placement == "mirrored":
         rows = [count for count in rows if count <= _MIRRORED_ROWS.value]
-    needed = sum(rows) * _ROW_BYTES[placement] + len(rows) * _PROCESSES_BYTES
+    processes = len(rows) * _NUM_PROCESSES[placement]
+    needed = sum(rows) * _ROW_BYTES[placement] + processes * _PROCESS_BYTES
     if needed > psutil.virtual_memory().available:
         raise MemoryError(
             f"{placement}: {needed / 1e9:.0f} GB are needed at once, and"
