@@ -75,7 +75,7 @@ class Training(contextlib.AbstractContextManager):
         except subprocess.TimeoutExpired:
             raise TrainingFailed(f"still trains after {seconds:.0f} s") from None
         if code:
-            raise TrainingFailed(self._last_lines())
+            raise TrainingFailed(f"{self._last_lines()}\nended with {code}")
         return time.monotonic() - self._started
 
     def wait_for(self, event: str, count: int = 1, seconds: float = 300.0) -> list[Event]:
@@ -86,12 +86,14 @@ class Training(contextlib.AbstractContextManager):
         """
         deadline = time.monotonic() + seconds
         while True:
-            ended = self._popen.poll() is not None
+            code = self._popen.poll()
             found = [e for e in self.events() if e["event"] == event]
             if len(found) >= count:
                 return found
-            if ended or time.monotonic() > deadline:
-                raise TrainingFailed(f"no {event} ({len(found)} of {count}): {self._last_lines()}")
+            if code is not None:
+                raise TrainingFailed(f"{self._last_lines()}\nended with {code} before {event}")
+            if time.monotonic() > deadline:
+                raise TrainingFailed(f"{self._last_lines()}\nno {event} within {seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
 
     def pid(self, role: Role, index: int) -> int:
