@@ -94,11 +94,13 @@ def _costs(plan: Plan, timed: Speed | None) -> rich.table.Table:
 
 
 def _fits(plan: Plan, limit: int) -> rich.table.Table:
-    table = rich.table.Table(f"with {gib(limit)} a process", "ps", "largest process")
+    table = rich.table.Table(f"with {gib(limit)} a process", "ps needed", "largest process", "")
     for fit in plan.fits:
+        servers = "no number does" if fit.servers is None else f"{fit.servers:,}"
         needs = f"{fit.largest.name}: {gib(fit.largest.bytes)}"
-        servers = "doesn't fit" if fit.servers is None else f"{fit.servers:,}"
-        table.add_row(fit.placement, servers if fit.servers != 0 else "fits", needs)
+        table.add_row(
+            fit.placement, servers, needs, "fits" if fit.largest.bytes <= limit else "doesn't fit"
+        )
     return table
 
 

@@ -24,10 +24,14 @@ from modules.training.input.localize import large_tables
 from modules.training.planning.batch import synthetic_batch, with_empty_rows
 from modules.training.planning.phase import PhaseName, build, phase_of
 from modules.training.planning.size import BatchSize
-from modules.training.planning.tensors import Tensor, saved_tensors, trace
+from modules.training.planning.tensors import most_at_once, trace
 from modules.training.step import Step
 
 Kind = Literal["dense", "expert", "small table", "large table", "optimizer", "counter"]
+
+
+_WITH_CLIPPED = 2
+"""Gradients, all at once, and their clipped copies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Blueprint:
     weights: in the order in which they are made.
     experts: of an MoE-FFN, of which a token goes through one.
     gradients: bytes of each that is as large as its weight.
-    saved: bytes of each tensor that the forward pass keeps for the backward pass.
+    step_bytes: of all tensors of a step that are there at once, gradients included.
     distinct: rows of each large table that one batch reads, and pushes a gradient for.
     """
 
@@ -69,7 +73,7 @@ class Blueprint:
     weights: tuple[Weight, ...]
     experts: int
     gradients: tuple[int, ...]
-    saved: tuple[int, ...]
+    step_bytes: int
     distinct: dict[str, int]
 
     def of(self, *kinds: Kind) -> tuple[Weight, ...]:
@@ -94,14 +98,19 @@ def draw(
         step = Step(module, loss, phase_of(spec, name), 1)
         of_step = len(recorder.variables)
         LocalTables(step.large, phase_of(spec, name).table_optimizer, own_ids=own_ids)
-        saved, gradients = trace(loss, batch, list(module.trainable_variables))
+        _, lives, gradients = trace(loss, batch, list(module.trainable_variables))
     localized = with_empty_rows(full, spec, rows)
+    dense = tuple(
+        weight.shape.num_elements() * weight.dtype.size
+        for weight, gradient in zip(module.trainable_variables, gradients, strict=True)
+        if isinstance(gradient, tf.Tensor)
+    )
     return Blueprint(
         phase=name,
         weights=_classified(recorder, module, of_model, of_step),
         experts=spec.model.num_experts,
-        gradients=tuple(Tensor.of(g).bytes() for g in gradients if isinstance(g, tf.Tensor)),
-        saved=saved_tensors(spec, name, rows, full, [Tensor.of(tensor) for tensor in saved]),
+        gradients=dense,
+        step_bytes=max(most_at_once(spec, name, rows, full, lives), _WITH_CLIPPED * sum(dense)),
         distinct={
             table: int(tf.size(localized[ids_key(table)])) for table in large_tables(spec, rows)
         },
@@ -168,6 +177,8 @@ class _Recorder:
         variable = resource_variable_ops.UninitializedVariable(
             trainable=asked.get("trainable", True), name=asked.get("name"), shape=shape, dtype=dtype
         )
+        # As TensorFlow asks for this very class: it reads rows of no other in place.
+        variable.__class__ = resource_variable_ops.ResourceVariable
         variable._distribute_strategy = self._strategy  # who asks to colocate checks it
         beside = asked.get("colocate_with")
         self.variables.append((variable, None if beside is None else self._place_of(beside)))

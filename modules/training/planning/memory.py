@@ -51,9 +51,10 @@ def _computing(plan: Blueprint, cluster: Cluster, baselines: Baselines) -> Itera
     devices = cluster.devices or 1
     hosts = sum(cluster.count(role) for role in cluster.trainer_roles)
     gradients, rows = sum(plan.gradients), _GATHERED * row_bytes(plan)
+    activations = max(0, plan.step_bytes - gradients)
     if cluster.placement == "parameter_server":
         yield ProcessMemory("chief", 0, {"baseline": baselines.trainer})
-        step = total(dense_weights(plan)) + gradients + sum(plan.saved) + rows
+        step = total(dense_weights(plan)) + gradients + activations + rows
         for index in range(cluster.count("worker")):
             base = baselines.server + baselines.graph
             yield ProcessMemory("worker", index, {"baseline": base, "step": step})
@@ -62,7 +63,7 @@ def _computing(plan: Blueprint, cluster: Cluster, baselines: Baselines) -> Itera
     for part, weights in _by_part(plan).items():
         if part != "large tables" or cluster.placement != "hybrid":
             parts[part] = devices * total(weights)
-    parts["step"] = devices * (gradients + rows) + sum(plan.saved) // hosts
+    parts["step"] = devices * (gradients + rows) + activations // hosts
     if cluster.placement == "hybrid":
         ahead = cluster.staleness + cluster.fetchers + 1
         parts["rows fetched ahead"] = ahead * row_bytes(plan)

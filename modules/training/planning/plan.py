@@ -102,7 +102,12 @@ class Plan:
             "checkpoint": self.checkpoint._asdict() | {"disk_bytes_per_second": self.disk},
             "calibration": self.calibration.model_dump() if self.calibration else None,
             "fits": [
-                {"placement": f.placement, "ps": f.servers, "largest": f.largest.bytes}
+                {
+                    "placement": f.placement,
+                    "ps": f.servers,
+                    "largest": f.largest.name,
+                    "largest_bytes": f.largest.bytes,
+                }
                 for f in self.fits
             ],
         }

@@ -13,12 +13,15 @@ from modules.training.planning.memory import ProcessMemory, processes
 
 
 class Fit(NamedTuple):
-    """A placement; servers: the fewest that do, 0 where it has none; None: no number does."""
+    """A placement.
+
+    servers: the fewest that hold what servers hold, 0 where it has none; None: no number does.
+    largest: of the processes then. It fits if this one does.
+    """
 
     placement: Placement
     servers: int | None
     largest: ProcessMemory
-    """Of the processes; where none fits, what doesn't."""
 
 
 _TRIED: tuple[Placement, ...] = ("single", "parameter_server", "hybrid")
@@ -47,37 +50,29 @@ def _of(cluster: Cluster, placement: Placement) -> Cluster:
 
 
 def _fit(plan: Blueprint, cluster: Cluster, baselines: Baselines, limit: int) -> Fit:
-    def largest(servers: int) -> ProcessMemory:
-        memory = processes(plan, _with(cluster, servers), baselines)
-        return max(memory, key=lambda process: process.bytes)
+    servers = _fewest(plan, cluster, baselines, limit) if cluster.count("ps") else 0
+    memory = processes(plan, _with(cluster, servers or cluster.count("ps")), baselines)
+    return Fit(cluster.placement, servers, max(memory, key=lambda process: process.bytes))
 
-    servers = cluster.count("ps")
-    one = largest(servers)
-    if one.bytes <= limit:
-        return Fit(cluster.placement, servers, one)
-    if not servers:
-        return Fit(cluster.placement, None, one)
+
+def _fewest(plan: Blueprint, cluster: Cluster, baselines: Baselines, limit: int) -> int | None:
     room = limit - baselines.server
     if room <= 0:
-        return Fit(cluster.placement, None, one)
+        return None
     held = total(
         plan.weights if cluster.placement == "parameter_server" else plan.of("large table")
     )
-    most = 2 * math.ceil(held / room) + 2
-    # More servers never hold more each, but for a few variables dealt out otherwise.
-    place = bisect.bisect_left(
-        range(1, most), True, key=lambda n: _servers(plan, cluster, baselines, n).bytes <= limit
-    )
-    found = largest(place + 1)
-    return Fit(cluster.placement, place + 1 if found.bytes <= limit else None, found)
+
+    def fits(servers: int) -> bool:
+        memory = processes(plan, _with(cluster, servers), baselines)
+        return all(process.bytes <= limit for process in memory if process.role == "ps")
+
+    # More servers never hold more each, but for a few variables that are dealt out otherwise.
+    counts = range(1, 2 * math.ceil(held / room) + 2)
+    servers = counts[min(bisect.bisect_left(counts, True, key=fits), len(counts) - 1)]
+    return servers if fits(servers) else None
 
 
 def _with(cluster: Cluster, servers: int) -> Cluster:
     workers = cluster.count("worker")
     return cluster.model_copy(update={"processes": Processes(worker=workers, ps=servers)})
-
-
-def _servers(plan: Blueprint, cluster: Cluster, baselines: Baselines, count: int) -> ProcessMemory:
-    """The largest server of so many."""
-    memory = processes(plan, _with(cluster, count), baselines)
-    return max((p for p in memory if p.role == "ps"), key=lambda process: process.bytes)
