@@ -26,7 +26,9 @@ _WITHOUT_MEMORY = ("ReadVariableOp", "Const", "Placeholder", "VarHandleOp", *_VI
 _ALIKE = 0.95
 """Of the tensors, that the narrowed model must have too."""
 _A_WHILE = 12
+"""Tensors that must agree before two models are taken to go on alike."""
 _LOOK_AHEAD = 40
+"""Tensors that may be in one model only, at one place."""
 _Shape = tuple[int | None, ...] | None
 """None for a size that the data decide, or for an unknown rank."""
 
@@ -61,8 +63,8 @@ def trace(
 
     Returns:
       All tensors that have memory of their own, in an order that depends on the model's operations
-      alone; their lives (`_turns`); and the gradients, which live to
-      the end, because they are clipped by the norm of all.
+      alone; their lives; and the gradients, which live to the end, because they are clipped by
+      the norm of all.
     """
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
@@ -108,7 +110,7 @@ def most_at_once(
     on the widths, so they are taken from a run of the narrowed model on the same batch.
 
     Raises:
-      RuntimeError: the narrowed model isn't made of the same operations.
+      RuntimeError: the narrowed model has too few of the same operations.
     """
     as_run = _aligned(lives, *_as_run(spec, name, rows, full))
     change: dict[int, int] = collections.defaultdict(int)
