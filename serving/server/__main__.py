@@ -7,8 +7,8 @@ one is picked up while running, without a failed request. SIGTERM drains and sto
 import logging
 import os
 import pathlib
-import queue
 import signal
+import socket
 import sys
 
 # Before TensorFlow's library is loaded: its start-up chatter says nothing a user can act on.
@@ -76,10 +76,14 @@ def main(argv: list[str]) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )  # fmt: skip
-    # Not an Event: its lock isn't reentrant, and a second signal may come inside the handler.
-    stop: queue.SimpleQueue[int] = queue.SimpleQueue()
+    # Not a handler that wakes this thread: Python runs handlers between bytecodes, so one for a
+    # signal that comes just before the thread blocks would run when the next signal comes. What
+    # wakes it is written where the signal arrives, in whatever thread that is.
+    stopping, arrived = socket.socketpair()
+    arrived.setblocking(False)
+    signal.set_wakeup_fd(arrived.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stop.put(number))
+        signal.signal(number, lambda *_: None)
     config = protos.ConfigProto(
         intra_op_parallelism_threads=_INTRA_OP.value, inter_op_parallelism_threads=_INTER_OP.value
     )
@@ -95,7 +99,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit(f"--port: {error}")
     running.watch(_POLL_SECONDS.value)
-    stop.get()
+    stopping.recv(1)
     logging.info("stopping")
     running.stop(GRACE_SECONDS)
     logging.shutdown()
