@@ -56,6 +56,7 @@ class Contestant(contextlib.AbstractContextManager):
     cluster: of processes of this machine. None is restarted.
     problem: sizes, of `problem.Problem`.
     folder: for logs.
+    environment: added to every process's.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Contestant(contextlib.AbstractContextManager):
         problem: Mapping[str, int],
         folder: pathlib.Path,
         arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ):
         self.name = name
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(folder / f"{name}.socket"))
-        self._socket.listen(1)
+        self._trainers = sum(map(cluster.count, cluster.trainer_roles))
+        self._socket.listen(self._trainers)
         command = [
             *(sys.executable, "-W", "ignore", "-m", module),
             f"--socket={folder / name}.socket",
@@ -79,7 +82,9 @@ class Contestant(contextlib.AbstractContextManager):
             *arguments,
         ]
         once = cluster.model_copy(update={"max_restarts": 0})
-        self._supervisor = Supervisor(once, folder / name, {"chief": command}, grace_seconds=0.0)
+        self._supervisor = Supervisor(
+            once, folder / name, {"chief": command}, environment=environment, grace_seconds=0.0
+        )
         self._started = 0.0
 
     def __enter__(self) -> Contestant:
@@ -99,17 +104,20 @@ class Contestant(contextlib.AbstractContextManager):
           ClusterFailed: a process died. Says which one, and the end of its log.
           TimeoutError: nothing came.
         """
-        connection = self._patiently(self._socket, lambda: self._socket.accept()[0])
-        self._lines = connection.makefile("rw")
-        self._connection = connection
+        self._connections = [
+            self._patiently(self._socket, lambda: self._socket.accept()[0])
+            for _ in range(self._trainers)
+        ]
+        self._lines = [connection.makefile("rw") for connection in self._connections]
         return self._answer() | {"seconds": time.monotonic() - self._started}
 
     def train(self, steps: int) -> Turn:
         """Trains on the next batches."""
         cpu, sent = self._cpu_seconds(), self._bytes_sent()
         started = time.perf_counter()
-        self._lines.write(f"{steps}\n")
-        self._lines.flush()
+        for lines in self._lines:
+            lines.write(f"{steps}\n")
+            lines.flush()
         report = self._answer()
         seconds = time.perf_counter() - started
         spent = {role: after - cpu[role] for role, after in self._cpu_seconds().items()}
@@ -140,9 +148,11 @@ class Contestant(contextlib.AbstractContextManager):
         )
 
     def _answer(self) -> dict[str, Any]:
-        line = self._patiently(self._connection, self._lines.readline)
-        if not line:  # it is dying: the supervisor knows how
-            self._supervisor.wait(_PATIENCE_SECONDS)
+        """Of every trainer; what one of them says."""
+        for connection, lines in zip(self._connections, self._lines, strict=True):
+            line = self._patiently(connection, lines.readline)
+            if not line:  # it is dying: the supervisor knows how
+                self._supervisor.wait(_PATIENCE_SECONDS)
         return json.loads(line)
 
     def _patiently(self, waited_for: socket.socket, act: Any) -> Any:

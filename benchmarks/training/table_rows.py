@@ -4,8 +4,8 @@
 
 One id table of 16 floats a row; the batches name as many different ids whatever its size, spread
 over all of it. Of one placement all sizes are up at once and train in turns; ratios are of one
-round, and the median of the rounds is shown. 10⁸ rows take 7 GB: `mirrored` on two devices would
-take twice as much, so it goes to 10⁷ unless --mirrored_rows says otherwise.
+round, and the median of the rounds is shown. 10⁸ rows take 7 GB, and twice as much where a table
+is on two devices or hosts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.training.contestant import PLACED, Contestant
-from modules.training.cluster.config import parse_cluster
+from modules.training.cluster.config import ROLES, parse_cluster
 
 _PLACEMENTS = flags.DEFINE_list(
-    "placements", ["single", "parameter_server", "hybrid", "mirrored"], "Which ones."
+    "placements",
+    ["single", "mirrored", "multi_worker_mirrored", "parameter_server", "hybrid"],
+    "Which ones.",
 )
 _ROWS = flags.DEFINE_list("rows", ["100000", "1000000", "10000000", "100000000"], "Table sizes.")
-_MIRRORED_ROWS = flags.DEFINE_integer("mirrored_rows", 10_000_000, "The most under mirrored.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 32, "Steps of a turn.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
@@ -46,11 +47,12 @@ _CLUSTERS: dict[str, dict[str, Any]] = {
     },
     "hybrid": {"placement": "hybrid", "processes": {"ps": 2}},
     "mirrored": {"placement": "mirrored", "devices": 2},
+    "multi_worker_mirrored": {"placement": "multi_worker_mirrored", "processes": {"worker": 1}},
 }
-_ROW_BYTES = {"single": 69, "parameter_server": 69, "hybrid": 69, "mirrored": 2 * 69}
+_COPIES = {"mirrored": 2, "multi_worker_mirrored": 2}
+_ROW_BYTES = 70
 """16 floats, the optimizer's one, a flag."""
-_NUM_PROCESSES = {"single": 1, "parameter_server": 5, "hybrid": 3, "mirrored": 1}
-_PROCESS_BYTES = 600_000_000
+_PROCESS_BYTES = 400_000_000
 """An estimate of what a process holds for itself, without its tables."""
 _PROBLEM = {"ids": 90_000, "tables": 1, "batch_size": 64, "hidden_dim": 16, "num_blocks": 1}
 _BOUND = 1.3
@@ -76,10 +78,10 @@ def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
       MemoryError: they don't fit beside what else the machine does.
     """
     rows = [int(count) for count in _ROWS.value]
-    if placement == "mirrored":
-        rows = [count for count in rows if count <= _MIRRORED_ROWS.value]
-    processes = len(rows) * _NUM_PROCESSES[placement]
-    needed = sum(rows) * _ROW_BYTES[placement] + processes * _PROCESS_BYTES
+    cluster = parse_cluster(_CLUSTERS[placement])
+    processes = len(rows) * sum(map(cluster.count, ROLES))
+    tables = sum(rows) * _ROW_BYTES * _COPIES.get(placement, 1)
+    needed = tables + processes * _PROCESS_BYTES
     if needed > psutil.virtual_memory().available:
         raise MemoryError(
             f"{placement}: {needed / 1e9:.0f} GB are needed at once, and"
@@ -93,7 +95,7 @@ def sizes(placement: str, folder: pathlib.Path) -> list[Size]:
                 Contestant(
                     f"{placement}-{count}",
                     PLACED,
-                    parse_cluster(_CLUSTERS[placement]),
+                    cluster,
                     {**_PROBLEM, "rows": count},
                     folder,
                     ["--warm_up=1"],

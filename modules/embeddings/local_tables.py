@@ -6,6 +6,7 @@ ParameterServerStrategy. (The `hybrid` placement's are in a sparse tier, `module
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ class LocalTables(tf.Module):
         plain = {name: table for name, table in tables.items() if name not in self._dynamic}
         self._dims = {name: (table.num_rows, table.dim) for name, table in plain.items()}
         self._gather: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-            name: table.lookup for name, table in plain.items()
+            name: _reader(table) for name, table in plain.items()
         }
         self._gather |= {name: table.gather for name, table in self._dynamic.items()}
         self._shards = {
@@ -201,6 +202,13 @@ class LocalTables(tf.Module):
                         shard_ops.restore_chunk(
                             copy.rows, copy.state, tf.constant(prefix), index, len(shards)
                         )
+
+
+def _reader(table: EmbeddingTable) -> Callable[[tf.Tensor], tf.Tensor]:
+    """int64 [U] -> float32 [U, dim]. Not `lookup`: tf.gather reads a mirrored variable whole."""
+    if len(table.shards) == 1:
+        return functools.partial(shard_ops.gather, table.shards[0])
+    return table.lookup
 
 
 def _slots(table: DynamicTable, keys: tf.Tensor, step: tf.Tensor | None) -> tf.Tensor:
