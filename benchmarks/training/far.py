@@ -10,7 +10,6 @@ from modules.training.cluster.config import parse_cluster
 
 PROBLEM = {"batch_size": 8, "hidden_dim": 16, "num_blocks": 1}
 """A short step, so that what a pull costs can be seen beside it."""
-STEPS = 150
 _PULL_SECONDS = 0.05
 _FETCHERS = 6
 

@@ -27,12 +27,13 @@ from rich.table import Table  # noqa: E402
 from benchmarks.quality.placements import of_seed  # noqa: E402
 from benchmarks.quality.pretraining import train  # noqa: E402
 from benchmarks.training.contestant import Turn, in_turns  # noqa: E402
-from benchmarks.training.far import STEPS, far_contestants  # noqa: E402
+from benchmarks.training.far import far_contestants  # noqa: E402
 from data.spec import parse_spec  # noqa: E402
 from tfx_pipeline.layout import Layout  # noqa: E402
 
 _BOUNDS = flags.DEFINE_list("staleness", ["0", "1", "4", "16"], "Bounds to compare.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each bound for its speed.", lower_bound=1)
+_STEPS = 150
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 
 
@@ -57,7 +58,7 @@ def speeds(bounds: list[int]) -> dict[int, list[Turn]]:
     with tempfile.TemporaryDirectory() as folder:
         turns, _ = in_turns(
             far_contestants(names, pathlib.Path(folder)),
-            dict.fromkeys(names, STEPS),
+            dict.fromkeys(names, _STEPS),
             _ROUNDS.value,
         )
     return {bound: turns[name] for name, bound in names.items()}

@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from modules.training.cluster.config import Cluster, ClusterError, parse_cluster
+from modules.training.cluster.config import ROLES, Cluster, ClusterError, parse_cluster
 from modules.training.cluster.events import CLUSTER_EVENTS, EventLog, read_events
 from modules.training.cluster.process import ProcessInfo
 from modules.training.cluster.supervisor import ClusterFailed, Supervisor
@@ -304,3 +304,24 @@ def test_events_wait_for_room_on_the_disk(tmp_path: pathlib.Path):
     assert [e["event"] for e in read_events(path)] == ["start"]
     log.flush()
     assert [e["event"] for e in read_events(path)] == ["start", "death"]
+
+
+CORES = """
+import os, pathlib, sys, time
+told = os.environ.get("TF_NUM_INTRAOP_THREADS")
+pathlib.Path({folder!r}, sys.argv[1]).write_text(f"{{told}}\\n")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "3"])
+def test_processes_that_compute_share_the_cores(tmp_path, monkeypatch, chosen):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    commands = {role: [*python(CORES.format(folder=str(tmp_path))), role] for role in ROLES}
+    cluster = _cluster("parameter_server", processes={"worker": 2, "ps": 1})
+    environment = {"TF_NUM_INTRAOP_THREADS": chosen} if chosen else {}
+    with Supervisor(cluster, tmp_path / "state", commands, environment=environment):
+        told = {role: until_written(tmp_path / role).strip() for role in ROLES}
+    others = str(chosen)
+    assert told == {"chief": others, "worker": chosen or "4", "ps": others}

@@ -30,6 +30,8 @@ _POLL_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 30.0
 _SERVER_GRACE_SECONDS = 5.0
 _EXCEPTION, _USAGE_ERROR = 1, 2
+_INTRA_OP = "TF_NUM_INTRAOP_THREADS"
+"""What TensorFlow goes by where its configuration (`threads.intra_op`) has no number."""
 _MAX_FAULTS = 1
 """An exception may be another process's doing, but hardly twice: that one dies by a signal, and
 a trainer that loses it ends with `LOST`."""
@@ -158,11 +160,21 @@ class Supervisor:
                 place = {}
                 if self.cluster.placement not in ("single", "mirrored"):
                     place["TF_CONFIG"] = tf_config(self.cluster, role, index)
+                if role in self.cluster.device_roles and _INTRA_OP not in shared:
+                    place |= self._share_of_cores()
                 log = self.folder / "logs" / f"{role}-{index}.log"
                 processes.append(
                     Process(role, index, address, command, {**shared, **place}, log, not trains)
                 )
         return processes
+
+    def _share_of_cores(self) -> dict[str, str]:
+        """Processes that compute the model share the machine's cores: TensorFlow gives the threads
+        of all of them to each, which then wait for one another within every operation."""
+        sharing = sum(map(self.cluster.count, self.cluster.device_roles))
+        if sharing == 1:
+            return {}
+        return {_INTRA_OP: str(max(1, len(os.sched_getaffinity(0)) // sharing))}
 
     def _goes_along(self, process: Process) -> bool:
         """Whether it is restarted whenever a trainer is."""
