@@ -16,7 +16,7 @@ import tensorflow as tf
 from modules.embeddings.tier.layout import TierError
 from modules.training.checkpoint import dense
 from modules.training.checkpoint.error import CheckpointError
-from modules.training.checkpoint.manifest import Tables as WrittenTables
+from modules.training.checkpoint.manifest import Table
 from modules.training.checkpoint.store import Checkpoint, Checkpoints
 from modules.training.checkpoint.tables import chunks, restore_into
 from modules.training.checkpoint.writer import AsyncWriter
@@ -66,7 +66,7 @@ class Saving:
         self._checkpoints = Checkpoints(folder, run, keep, max_deltas)
         self._writes = writes
         self._report = report
-        self._outcomes: list[bool] = []  # of the save whose rows are marked, once known
+        self._rows_marked = False  # as those of the save under way
         self._taken: int | None = None  # the step copied last, the same on every trainer
 
     def resume(self) -> int | None:
@@ -160,15 +160,19 @@ class Saving:
             self._report("checkpoint_failed", step=step, reason=str(error))
             _LOG.warning("checkpoint of step %d: %s", step, error)
             raise CheckpointError(f"checkpoint of step {step}: {error}") from error
-        parts = [functools.partial(_write_dense, values), functools.partial(_move, staging, rows)]
-        self._writer.save(step, parts, self._outcomes.append)
+        self._rows_marked = True
+        self._writer.save(step, functools.partial(_write, values, staging, rows))
 
     def _settle(self) -> None:
         """Waits for the save under way; its rows are saved, or still to be."""
-        with contextlib.suppress(CheckpointError):  # it was logged and reported
+        # Unmarked first: after a fault of the program nothing is said to be saved.
+        marked, self._rows_marked = self._rows_marked, False
+        saved = True
+        try:
             self._writer.wait()
-        while self._outcomes:
-            saved = self._outcomes.pop()
+        except CheckpointError:  # it was logged and reported
+            saved = False
+        if marked:
             self._placement.tables.end_save(saved)
             if not saved:
                 self._remove_staging()
@@ -228,13 +232,15 @@ def _assign_rows(shard: tf.Variable, local: np.ndarray, rows: np.ndarray, _: np.
     shard.scatter_update(tf.IndexedSlices(tf.cast(rows, shard.dtype), local))
 
 
-def _write_dense(values: Mapping[str, np.ndarray], folder: pathlib.Path) -> WrittenTables:
+def _write(
+    values: Mapping[str, np.ndarray],
+    staging: pathlib.Path,
+    rows: Mapping[str, Any],
+    folder: pathlib.Path,
+) -> dict[str, Table]:
+    """Dense values, and the rows that are staged already."""
     dense.write(str(folder / dense.NAME), values)
-    return {}
-
-
-def _move(staging: pathlib.Path, rows: WrittenTables, folder: pathlib.Path) -> WrittenTables:
     for part in staging.iterdir():
         part.rename(folder / part.name)
     staging.rmdir()
-    return rows
+    return {name: Table.model_validate(table) for name, table in rows.items()}

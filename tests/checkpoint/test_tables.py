@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.training.checkpoint.error import CheckpointError, DamagedError
-from modules.training.checkpoint.manifest import Table, join
 from modules.training.checkpoint.store import Checkpoint, Checkpoints
 from modules.training.checkpoint.tables import (
     chunks,
@@ -176,11 +175,3 @@ def test_what_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/0 was not written: .*File exists"):
         write_chunk(str(tmp_path / "file/0"), np.arange(1), np.ones([1, 1]), np.ones(1))
-
-
-def test_parts_of_a_table_are_joined_and_must_agree():
-    half = Table(num_rows=4, dim=2, shards=2, chunks=["a"])
-    other = half.model_copy(update={"chunks": ["b"]})
-    assert join([{"item": half}, {"item": other.model_dump()}])["item"].chunks == ["a", "b"]
-    with pytest.raises(CheckpointError, match="'item' was saved as 4 x 3 in 2 shards and as 4 x 2"):
-        join([{"item": half}, {"item": half.model_copy(update={"dim": 3})}])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 
 import pytest
 import tensorflow as tf
@@ -35,28 +34,23 @@ def writer(store, events):
         yield writer
 
 
-def _part(values):
+def _values(values):
     return lambda folder: write_part(folder, values, num_shards=1)
 
 
-def _ignore(ok: bool) -> None:
-    pass
-
-
 def _fails_with(error: Exception):
-    def part(folder):
+    def write(folder):
         (folder / "half").write_text("")
         raise error
 
-    return part
+    return write
 
 
-def test_saves_parts_and_tells_when_they_are_safe(store, writer, events):
-    safe = []
-    writer.save(10, [_part({1: 1.0}), lambda folder: {}], lambda ok: safe.append(store.steps()))
+def test_a_save_is_reported_once_it_is_complete(store, writer, events):
+    writer.save(10, _values({1: 1.0}))
     writer.wait()
-    assert safe == [[10]]
-    assert not writer.busy
+    assert store.steps() == [10]
+    assert writer.saved == 10
     ((event, values),) = events
     assert event == "checkpoint_saved"
     assert values["step"] == 10
@@ -66,7 +60,7 @@ def test_saves_parts_and_tells_when_they_are_safe(store, writer, events):
 
 def test_each_save_is_a_delta_of_the_last_one_until_they_are_merged(store, writer, events):
     for step, value in enumerate([1.0, 2.0, 3.0], start=1):
-        writer.save(step, [_part({step: value})], _ignore)
+        writer.save(step, _values({step: value}))
     writer.wait()
     assert [store.at(step).manifest.parent for step in (1, 2, 3)] == [None, 1, None]
     assert [values["full"] for _, values in events] == [True, False, True]
@@ -74,33 +68,30 @@ def test_each_save_is_a_delta_of_the_last_one_until_they_are_merged(store, write
     assert sorted(merged.ids) == [1, 2, 3]
 
 
-def test_training_goes_on_meanwhile_and_one_more_save_may_wait(store, writer):
-    begun, go_on, third = threading.Event(), threading.Event(), threading.Event()
+def test_training_goes_on_meanwhile_until_the_next_save(store, writer):
+    begun, go_on, second = threading.Event(), threading.Event(), threading.Event()
 
     def slow(folder):
         begun.set()
         assert go_on.wait(60)
         return {}
 
-    writer.save(1, [slow], _ignore)
+    writer.save(1, slow)  # returns, though it is being written
     assert begun.wait(60)
-    writer.save(2, [slow], _ignore)  # returns, though the first is being written
-    assert writer.busy
     assert store.steps() == []
 
-    def save_third():
-        writer.save(3, [slow], _ignore)
-        third.set()
+    def save_second():
+        writer.save(2, slow)
+        second.set()
 
-    thread = threading.Thread(target=save_third)
+    thread = threading.Thread(target=save_second)
     thread.start()
-    assert not third.wait(0.2)  # no room for two that wait
+    assert not second.wait(0.2)
     go_on.set()
-    assert third.wait(60)
+    assert second.wait(60)
     thread.join()
     writer.wait()
-    assert store.steps() == [1, 2, 3]
-    assert not writer.busy
+    assert store.steps() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -114,66 +105,24 @@ def test_training_goes_on_meanwhile_and_one_more_save_may_wait(store, writer):
 def test_a_failed_save_is_reported_and_the_next_one_stands_on_the_last_good(
     store, writer, events, error
 ):
-    ended = []
-    writer.save(1, [_part({1: 1.0})], ended.append)
-    writer.save(2, [_part({2: 2.0}), _fails_with(error)], ended.append)
+    writer.save(1, _values({1: 1.0}))
+    writer.save(2, _fails_with(error))
     with pytest.raises(CheckpointError, match="No space left|the server is gone$|no chunk"):
         writer.wait()
-    assert ended == [True, False]
     assert writer.saved == 1
     assert store.steps() == [1]
     assert [event for event, _ in events] == ["checkpoint_saved", "checkpoint_failed"]
     assert events[-1][1]["step"] == 2
-    writer.save(3, [_part({2: 2.0, 3: 3.0})], ended.append)
+    writer.save(3, _values({2: 2.0, 3: 3.0}))
     writer.wait()  # the last save went well
     assert store.at(3).manifest.parent == 1
     assert not list(store.folder.glob(".tmp-*"))
 
 
-def test_parts_that_still_write_are_waited_for_before_a_failed_draft_is_removed(store, writer):
-    failed, seen = threading.Event(), []
-
-    def slow(folder):
-        assert failed.wait(60)
-        time.sleep(0.2)  # enough to be too late, if it weren't waited for
-        (folder / "late").write_text("")
-        seen.append(folder.exists())
-        return {}
-
-    def fails(folder):
-        failed.set()
-        raise OSError("broken")
-
-    writer.save(1, [fails, slow], _ignore)
-    with pytest.raises(CheckpointError, match="broken"):
-        writer.wait()
-    assert seen == [True]
-    assert store.steps() == []
-
-
 @pytest.mark.parametrize("raised_by", ["wait", "save"])
-def test_a_fault_of_the_program_is_raised_even_if_another_save_follows(writer, raised_by):
-    writer.save(1, [_fails_with(ZeroDivisionError("bug"))], _ignore)
+def test_a_fault_of_the_program_is_raised(writer, raised_by):
+    writer.save(1, _fails_with(ZeroDivisionError("bug")))
     with pytest.raises(ZeroDivisionError):
         if raised_by == "save":
-            while True:
-                writer.save(2, [], _ignore)
+            writer.save(2, _values({}))
         writer.wait()
-
-
-def test_what_cannot_be_told_that_it_is_safe_is_reported(store, writer, events):
-    def gone(ok: bool) -> None:
-        raise tf.errors.UnavailableError(None, None, "the server is gone")
-
-    writer.save(1, [], gone)
-    with pytest.raises(CheckpointError, match="step 1: the server is gone"):
-        writer.wait()
-    assert store.steps() == [1]
-    assert [event for event, _ in events] == ["checkpoint_saved", "checkpoint_failed"]
-
-
-def test_a_saved_step_is_not_saved_again(store, writer, events):
-    writer.save(1, [_part({1: 1.0})], _ignore)
-    writer.save(1, [_fails_with(ZeroDivisionError("not called"))], _ignore)
-    writer.wait()
-    assert len(events) == 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import google_crc32c
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modules.training.checkpoint.checksum import File
-from modules.training.checkpoint.error import CheckpointError, DamagedError
+from modules.training.checkpoint.error import DamagedError
 
 NAME = "manifest.json"
 FORMAT: Literal[1] = 1
@@ -30,10 +29,6 @@ class Table(BaseModel):
     dim: int
     shards: int
     chunks: list[str]
-
-
-Tables = Mapping[str, Table | Mapping[str, Any]]
-"""By name; a mapping has a Table's fields."""
 
 
 class Manifest(BaseModel):
@@ -89,27 +84,6 @@ def read(folder: pathlib.Path) -> Manifest:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         raise DamagedError(f"{NAME} is not valid: {error}") from None
-
-
-def join(parts: Iterable[Tables]) -> dict[str, Table]:
-    """Puts together what several processes wrote of the same tables.
-
-    Raises:
-      CheckpointError: two parts disagree about a table's shape or number of shards.
-    """
-    tables: dict[str, Table] = {}
-    for part in parts:
-        for name, fields in part.items():
-            table = Table.model_validate(fields)
-            known = tables.get(name, table.model_copy(update={"chunks": []}))
-            joined = known.model_copy(update={"chunks": table.chunks})
-            if joined != table:
-                raise CheckpointError(
-                    f"table {name!r} was saved as {table.num_rows} x {table.dim} in "
-                    f"{table.shards} shards and as {known.num_rows} x {known.dim} in {known.shards}"
-                )
-            tables[name] = table.model_copy(update={"chunks": known.chunks + table.chunks})
-    return tables
 
 
 def _checksum(fields: dict[str, Any]) -> int:
