@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from modules.training.checkpoint import bundle, dense
+from modules.training.checkpoint import dense
 from modules.training.checkpoint.error import CheckpointError, DamagedError
 from tests.checkpoint import placements
 from tests.checkpoint.placements import Program, assert_equal
@@ -111,22 +111,3 @@ def test_a_damaged_bundle_is_named(tmp_path, file):
     cut(tmp_path / file)
     with pytest.raises(DamagedError, match=f"^{prefix} can't be read"):
         dense.restore(prefix, objects)
-
-
-def test_sharded_variables_restore_into_any_number_of_shards(tmp_path):
-    value = np.arange(10, dtype=np.float32).reshape(5, 2)
-
-    def sharded(*sizes: int) -> dict[str, tf.Module]:
-        module = tf.Module()
-        shards = [tf.Variable(tf.zeros([size, 2])) for size in sizes]
-        module.rows = tf.__internal__.distribute.ShardedVariable(shards) if sizes[1:] else shards[0]
-        return {"model": module}
-
-    one, two, three = sharded(5), sharded(3, 2), sharded(2, 2, 1)
-    one["model"].rows.assign(value)
-    for number, (source, target) in enumerate([(one, two), (two, three), (three, one)]):
-        prefix = str(tmp_path / str(number))
-        dense.write(prefix, dense.dense_snapshot(source))
-        dense.restore(prefix, target)
-        np.testing.assert_array_equal(dense.dense_snapshot(target)["model/rows"], value)
-        assert bundle.Reader(prefix).shapes == {"model/rows": [5, 2]}

@@ -16,7 +16,6 @@ import tensorflow as tf
 from modules.training.checkpoint import bundle
 from modules.training.checkpoint.error import CheckpointError
 
-_Sharded = tf.__internal__.distribute.ShardedVariable  # of ParameterServerStrategy
 NAME = "dense"
 """The bundle's prefix below a checkpoint's folder."""
 
@@ -34,7 +33,7 @@ def dense_snapshot(
         reach gets its name from the first: put the model before what trains it.
       without: variables that are saved elsewhere (shards of large tables).
     """
-    return {name: _value(v) for name, v in _variables(objects, without)}
+    return {name: np.asarray(v.numpy()) for name, v in _variables(objects, without)}
 
 
 def write(prefix: str, values: Mapping[str, np.ndarray]) -> None:
@@ -76,7 +75,7 @@ def restore(
         if name.partition("/")[0] in objects and name not in variables:
             raise CheckpointError(f"{prefix}: {name} was saved, but doesn't exist (not built yet?)")
     for name, variable in variables.items():
-        _assign(variable, reader[name])
+        variable.assign(reader[name])
 
 
 def _variables(
@@ -93,7 +92,7 @@ def _variables(
                 if id(parent) in seen:
                     continue
                 seen.add(id(parent))
-                if isinstance(parent, (tf.Variable, _Sharded)):
+                if isinstance(parent, tf.Variable):
                     yield path, parent
                 else:
                     deeper += [(f"{path}/{n}", child) for n, child in _sorted(children(parent))]
@@ -103,22 +102,6 @@ def _variables(
 def _sorted(children: Mapping[str, tf.Module]) -> list[tuple[str, tf.Module]]:
     # `_variables` of an optimizer last: `_momentums/3` says more than `_variables/7`.
     return sorted(children.items(), key=lambda child: (child[0] == "_variables", child[0]))
-
-
-def _value(variable: tf.Variable) -> np.ndarray:
-    if isinstance(variable, _Sharded):  # cut along the first axis
-        return np.concatenate([shard.numpy() for shard in variable.variables])
-    return np.asarray(variable.numpy())
-
-
-def _assign(variable: tf.Variable, value: np.ndarray) -> None:
-    if isinstance(variable, _Sharded):
-        start = 0
-        for shard in variable.variables:
-            shard.assign(value[start : start + shard.shape[0]])
-            start += shard.shape[0]
-    else:
-        variable.assign(value)
 
 
 def _describe(dtype: tf.DType, shape: tuple[int, ...]) -> str:
