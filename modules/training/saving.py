@@ -18,7 +18,7 @@ from modules.training.checkpoint import dense
 from modules.training.checkpoint.error import CheckpointError
 from modules.training.checkpoint.manifest import Table
 from modules.training.checkpoint.store import Checkpoint, Checkpoints
-from modules.training.checkpoint.tables import chunks, restore_into
+from modules.training.checkpoint.tables import chunks, read_chunks, require_shape
 from modules.training.checkpoint.writer import AsyncWriter
 from modules.training.placements.placement import Placement
 from modules.training.step import Step, tables_of
@@ -216,20 +216,20 @@ def newest_chunks(folder: pathlib.Path, run: str) -> dict[str, list[str]] | None
 
 
 def load_into(module: Any, checkpoint: Checkpoint) -> None:
-    """Gives a built module, all of it in this process, the values of a checkpoint."""
+    """Gives a built module, all of it in this process, the values of a checkpoint.
+
+    Raises:
+      CheckpointError: it is another module's, or damaged.
+    """
     dense.restore(
         str(checkpoint.folder / dense.NAME), trained_objects(module), large_shards(module)
     )
     for table in tables_of(module):
         if table.large and table.shards:  # a dynamic table's variables are the module's
-            shards = {i: functools.partial(_assign_rows, s) for i, s in enumerate(table.shards)}
-            restore_into(
-                checkpoint, table.name, table.num_rows, table.dim, len(table.shards), shards
-            )
-
-
-def _assign_rows(shard: tf.Variable, local: np.ndarray, rows: np.ndarray, _: np.ndarray) -> None:
-    shard.scatter_update(tf.IndexedSlices(tf.cast(rows, shard.dtype), local))
+            (rows,) = table.shards
+            require_shape(checkpoint, table.name, table.num_rows, table.dim)
+            for saved in read_chunks(checkpoint, table.name):
+                rows.scatter_update(tf.IndexedSlices(saved.rows, saved.ids))
 
 
 def _write(

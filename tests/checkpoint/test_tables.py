@@ -18,7 +18,7 @@ from modules.training.checkpoint.tables import (
     merge,
     read_chunk,
     read_chunks,
-    restore_into,
+    require_shape,
     write_chunk,
 )
 from tests.checkpoint.saves import DIM, NUM_ROWS, Values, cut, flip, save, write_part
@@ -34,34 +34,18 @@ _deltas = st.lists(
 _few = settings(max_examples=25, deadline=None)
 
 
-def _restored(checkpoint: Checkpoint, num_shards: int, together: bool) -> Values:
-    """Fills shards that start as NaN -> rows that were restored; all at once or shard by shard."""
-    shape = -(-NUM_ROWS // num_shards), DIM
-    rows = {shard: np.full(shape, np.nan) for shard in range(num_shards)}
-    state = {shard: np.full(shape[:1], np.nan) for shard in range(num_shards)}
-
-    def assign_to(shard):
-        def assign(ids, new_rows, new_state):
-            rows[shard][ids], state[shard][ids] = new_rows, new_state
-
-        return assign
-
-    assigns = {shard: assign_to(shard) for shard in rows}
-    for group in [assigns] if together else [{s: a} for s, a in assigns.items()]:
-        restore_into(checkpoint, "item", NUM_ROWS, DIM, num_shards, group)
-    found = {}
-    for row in range(NUM_ROWS):
-        value = rows[row % num_shards][row // num_shards]
-        if not np.isnan(value[0]):
-            assert (value == value[0]).all()
-            assert state[row % num_shards][row // num_shards] == value[0] + 1
-            found[row] = value[0]
+def _restored(checkpoint: Checkpoint) -> Values:
+    found: Values = {}
+    for part in read_chunks(checkpoint, "item"):
+        assert (part.rows == part.rows[:, :1]).all()
+        assert (part.state == part.rows[:, 0] + 1).all()
+        found |= dict(zip(part.ids.tolist(), part.rows[:, 0].tolist(), strict=True))
     return found
 
 
 @_few
-@given(_deltas, st.integers(0, 3), st.integers(1, 2), st.integers(1, 4), st.booleans())
-def test_a_chain_restores_the_newest_values(deltas, max_deltas, keep, num_shards, together):
+@given(_deltas, st.integers(0, 3), st.integers(1, 2))
+def test_a_chain_restores_the_newest_values(deltas, max_deltas, keep):
     with tempfile.TemporaryDirectory() as folder:
         store = Checkpoints(folder, "a", keep, max_deltas)
         model: list[Values] = [{}]
@@ -74,7 +58,7 @@ def test_a_chain_restores_the_newest_values(deltas, max_deltas, keep, num_shards
         kept = store.steps()[-keep:]
         assert kept == list(range(max(1, len(deltas) - keep + 1), len(deltas) + 1))
         for step in kept:
-            assert _restored(store.at(step), num_shards, together) == model[step]
+            assert _restored(store.at(step)) == model[step]
 
 
 @_few
@@ -109,7 +93,7 @@ def test_a_merged_checkpoint_needs_no_other_and_leaves_no_delta_behind(tmp_path)
     assert latest.manifest.parent is None
     names = {path.stem.split(".")[0] for path in latest.folder.rglob("tables/**/*.*")}
     assert names == {"merged-000000"}
-    assert _restored(latest, 2, True) == {1: 1.0, 2: 3.0, 5: 4.0}
+    assert _restored(latest) == {1: 1.0, 2: 3.0, 5: 4.0}
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
@@ -124,20 +108,6 @@ def test_dtypes_at_rest_and_kinds_of_state_survive(tmp_path, dtype, state_shape)
     assert found.rows.dtype == rows.dtype
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.state, state)
-
-
-def test_a_shard_reads_only_chunks_that_can_have_its_rows(tmp_path):
-    store = Checkpoints(tmp_path, "a")
-    save(store, 1, None, dict.fromkeys(range(NUM_ROWS), 1.0), num_shards=4)
-    latest = store.latest()
-
-    def shards_read(shard: int, num_shards: int) -> set[str]:
-        return {p.split("/")[-2] for p in chunks(latest, "item", shard, num_shards)}
-
-    assert shards_read(1, 4) == {"1-of-4"}
-    assert shards_read(1, 2) == {"1-of-4", "3-of-4"}
-    assert shards_read(5, 6) == {"1-of-4", "3-of-4"}
-    assert len(shards_read(2, 3)) == 4
 
 
 @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
@@ -168,7 +138,7 @@ def test_another_table_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no table 'user', only \['item'\]"):
         chunks(latest, "user")
     with pytest.raises(CheckpointError, match="'item' was saved as 40 x 2, but is 41 x 2 now"):
-        restore_into(latest, "item", NUM_ROWS + 1, DIM, 1, {})
+        require_shape(latest, "item", NUM_ROWS + 1, DIM)
 
 
 def test_what_cannot_be_written_is_named(tmp_path):

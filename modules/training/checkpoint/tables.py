@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,6 @@ class Rows(NamedTuple):
         if chosen.all():
             return self
         return Rows(self.ids[chosen], self.rows[chosen], self.state[chosen])
-
-
-Assign = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
-"""(rows within the shard int64 [n], rows [n, dim], state [n] or [n, dim]) -> None."""
 
 
 def chunk_prefix(table: str, shard: int, num_shards: int, chunk: int | str) -> str:
@@ -70,18 +66,20 @@ def read_chunk(prefix: str) -> Rows:
     return found
 
 
-def chunks(checkpoint: Checkpoint, table: str, shard: int = 0, num_shards: int = 1) -> list[str]:
-    """Absolute prefixes of the chunks that may hold rows of a shard, the oldest first.
+def chunks(checkpoint: Checkpoint, table: str) -> list[str]:
+    """Absolute prefixes of a table's chunks, the oldest first.
 
     Restoring them in this order gives every row its newest value.
 
     Raises:
       CheckpointError: the checkpoint has no such table.
     """
+    _table(checkpoint, table)
     return [
-        prefix
-        for folder, saved in _sources(checkpoint, table)
-        for prefix in _chunks_of_shard(folder, saved, shard, num_shards)
+        str(c.folder / prefix)
+        for c in checkpoint.chain
+        if table in c.manifest.tables
+        for prefix in c.manifest.tables[table].chunks
     ]
 
 
@@ -107,40 +105,6 @@ def read_chunks(checkpoint: Checkpoint, table: str) -> Iterator[Rows]:
     """
     for prefix in chunks(checkpoint, table):
         yield _of_table(prefix, checkpoint.manifest.tables[table])
-
-
-def restore_into(
-    checkpoint: Checkpoint,
-    table: str,
-    num_rows: int,
-    dim: int,
-    num_shards: int,
-    shards: Mapping[int, Assign],
-) -> None:
-    """Fills shards that hold initial rows, however many shards the table was saved in.
-
-    Row `id` is row `id // num_shards` of shard `id % num_shards`. Memory: one chunk, twice.
-
-    Args:
-      num_rows, dim: of the table to be filled.
-      shards: what takes the rows of each wanted shard; called once a chunk with some.
-
-    Raises:
-      CheckpointError: the checkpoint has no such table, or one of another shape; or a
-        DamagedError naming the chunk.
-    """
-    require_shape(checkpoint, table, num_rows, dim)
-    saved = _table(checkpoint, table)
-    wanted = {p for shard in shards for p in chunks(checkpoint, table, shard, num_shards)}
-    for prefix in chunks(checkpoint, table):
-        if prefix not in wanted:
-            continue
-        found = _of_table(prefix, saved)
-        shard_of_row = found.ids % num_shards
-        for shard, assign in shards.items():
-            part = found.where(shard_of_row == shard)
-            if len(part.ids):
-                assign(part.ids // num_shards, part.rows, part.state)
 
 
 def merge_chain(draft: Draft, tables: dict[str, Table]) -> dict[str, Table]:
@@ -243,12 +207,6 @@ def _of_table(prefix: str, table: Table) -> Rows:
     if len(found.ids) and not 0 <= found.ids.min() <= found.ids.max() < table.num_rows:
         raise DamagedError(f"{prefix}: an id is not in [0, {table.num_rows})")
     return found
-
-
-def _sources(checkpoint: Checkpoint, table: str) -> list[tuple[pathlib.Path, Table]]:
-    _table(checkpoint, table)
-    chain = [c for c in checkpoint.chain if table in c.manifest.tables]
-    return [(c.folder, c.manifest.tables[table]) for c in chain]
 
 
 def _table(checkpoint: Checkpoint, table: str) -> Table:
