@@ -123,8 +123,7 @@ class DynamicRows:
         self.num_bytes = self.table.num_bytes
 
     def lookup(self, keys: tf.Tensor) -> tf.Tensor:
-        slots = self.table.resolve(keys, tf.constant(0, tf.int64), training=False)
-        return self.table.gather(slots)
+        return self.table.lookup(keys)
 
     def train(self, keys, step, loss_of, weights) -> list[tf.Tensor]:
         distinct, position = tf.unique(keys)

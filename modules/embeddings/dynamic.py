@@ -2,17 +2,13 @@
 it stops coming. Memory is bounded whatever arrives.
 
 Ids are *keys*: int64, with PAD, MASK and MISSING as in every table (`modules/preprocessing.py`
-makes them). A shard turns a batch's distinct keys into *slots*, rows of its `rows`:
+makes them). A table turns a batch's distinct keys into *slots*, rows of its `rows`:
 
     0 … 2                       PAD, MASK, MISSING
     3 … 3 + capacity - 1        private, of admitted keys: 3 + the key's place in the map
     the rest                    the tail: shared by hash, of all other keys
 
-After an `evict` a slot may be given to another key: what is pushed later than the next eviction
-has to be resolved again from its keys (`training=False`).
-
-All is variables and core TensorFlow ops, so a shard works in a `tf.function` and, made inside a
-`tf.Graph` under `tf.device`, on a parameter server.
+All is variables and core TensorFlow ops: a SavedModel with it loads in any TensorFlow Serving.
 """
 
 from __future__ import annotations
@@ -26,12 +22,12 @@ from data.spec import Dynamic
 from modules.embeddings import adagrad, key_map, shard, sightings
 from modules.embeddings.hashing import bucket
 from modules.embeddings.initialization import table_seed
-from modules.embeddings.table import NUM_RESERVED, PAD
+from modules.embeddings.table import NUM_RESERVED
 
 _TAIL_STREAM = 4  # not the map's hashes: the ids of one bucket don't share a tail row
 _CELLS_PER_SLOT = 4
 _ADMITTED, _EVICTED, _REFUSED, _WINDOW = range(4)
-TOTALS, TOLD = slice(0, 3), slice(4, 7)
+_TOTALS, _TOLD = slice(0, 3), slice(4, 7)
 """Of the counters: what happened since the table was made; what `lifecycle` has told of that."""
 _EVICTIONS_A_LIFE = 10
 _KEYS = tf.TensorSpec([None], tf.int64)
@@ -53,35 +49,25 @@ class Statistics(NamedTuple):
     """How many of these shared a tail row with one before them, if spread evenly."""
 
 
-def shard_of(keys: tf.Tensor, tail_rows: int, num_shards: int) -> tf.Tensor:
-    """Which shard has a key: that of its tail row, row g of the tail being in shard
-    g % num_shards. Reserved keys are shard 0's. int64 [n] -> int64 [n]."""
-    owner = bucket(keys, tail_rows, _TAIL_STREAM) % num_shards
-    return tf.where(keys < NUM_RESERVED, tf.zeros_like(owner), owner)
-
-
-def find_slots(
-    stored: tf.Variable, keys: tf.Tensor, tail_rows: int, num_shards: int = 1
-) -> tf.Tensor:
-    """Slots of keys in the shard that has them; changes nothing.
+def find_slots(stored: tf.Variable, keys: tf.Tensor, tail_rows: int) -> tf.Tensor:
+    """Slots of keys; changes nothing.
 
     Args:
-      stored: the shard's map, see `key_map`.
+      stored: the map, see `key_map`.
       keys: int64 [n].
-      tail_rows: of the whole table.
 
     Returns:
       int64 [n].
     """
     place = key_map.find(stored, keys)
-    tail = bucket(keys, tail_rows, _TAIL_STREAM) // num_shards
+    tail = bucket(keys, tail_rows, _TAIL_STREAM)
     capacity = stored.shape.num_elements()
     slots = NUM_RESERVED + tf.where(tf.equal(place, key_map.ABSENT), capacity + tail, place)
     return tf.where(keys < NUM_RESERVED, keys, slots)
 
 
 class DynamicTable(tf.Module):
-    """One shard of a dynamic table, by default all of it.
+    """A dynamic table, in one process.
 
     Admission: a key's sightings, one a call of `resolve`, are counted in a sketch of 4 bytes a
     slot, halved after about `capacity` sightings of keys without a row. The key that reaches
@@ -91,15 +77,11 @@ class DynamicTable(tf.Module):
     and 95% are reached. Eviction frees the slots of keys that didn't come for `evict_after`
     steps.
 
-    `resolve(training=True)` and `evict` exclude each other by a lock, so several trainers may
-    share a shard. Reading and updating rows isn't locked.
-
     Args:
       dim: width of a row.
-      sizes: capacity, tail rows (of the whole table) and policy, from the spec.
+      sizes: capacity, tail rows and policy, from the spec.
       seed, init_scale: of the initial rows, see `EmbeddingTable`.
       optimizer: of the rows.
-      shard_index, num_shards: which part of the keys (`shard_of`) and of the sizes this is.
     """
 
     def __init__(
@@ -110,32 +92,26 @@ class DynamicTable(tf.Module):
         seed: int = 0,
         init_scale: float = 0.05,
         optimizer: adagrad.AdagradKind = "rowwise_adagrad",
-        shard_index: int = 0,
-        num_shards: int = 1,
     ):
         super().__init__(name=name)
         self.dim = dim
         self.sizes = sizes
-        self.shard_index = shard_index
-        self.num_shards = num_shards
-        buckets = -(-sizes.capacity // (num_shards * key_map.BUCKET))
+        buckets = -(-sizes.capacity // key_map.BUCKET)
         self.capacity = buckets * key_map.BUCKET
-        tail = shard.shard_rows(sizes.tail_rows, shard_index, num_shards)
-        self.num_rows = NUM_RESERVED + self.capacity + tail
+        self.num_rows = NUM_RESERVED + self.capacity + sizes.tail_rows
         self._seed, self._init_scale = table_seed(name, seed), init_scale
         self._optimizer = optimizer
-        prefix = f"{name}/{shard_index}-of-{num_shards}"
 
         def variable(
             what: str, shape: Sequence[int], dtype: tf.DType, initial: float = 0
         ) -> tf.Variable:
-            # A callable is evaluated on the variable's device.
+            # A callable: a plan (`modules/training/planning`) asks for the shape only.
             return tf.Variable(
                 lambda: tf.fill(shape, tf.constant(initial, dtype)),
                 trainable=False,
                 dtype=dtype,
                 shape=shape,
-                name=f"{prefix}/{what}",
+                name=f"{name}/{what}",
             )
 
         state_shape = adagrad.state_shape(optimizer, self.num_rows, dim)
@@ -145,20 +121,15 @@ class DynamicTable(tf.Module):
         self.state = variable("state", state_shape, tf.float32, adagrad.INITIAL_STATE)
         self.touched = variable("touched", [self.num_rows], tf.uint8)
         self.cells = variable("cells", [_CELLS_PER_SLOT * self.capacity], tf.uint8)
-        self.counters = variable("counters", [TOLD.stop], tf.int64)
-        self._lock = tf.CriticalSection(shared_name=f"{prefix}/lock")
-        if tf.executing_eagerly():
-            self.initialize()
+        self.counters = variable("counters", [_TOLD.stop], tf.int64)
+        self._fill()
 
     @tf.function(autograph=False, input_signature=[])
-    def initialize(self) -> tf.Tensor:
-        """Writes the initial rows. Eagerly it has run; in a graph the returned tensor (true) is
-        to be run once, after the variables' initializers."""
-        shard.fill(self.rows, self._seed, self._init_scale, self.shard_index, self.num_shards)
-        return tf.constant(True)
+    def _fill(self) -> None:
+        shard.fill(self.rows, self._seed, self._init_scale, shard=0, num_shards=1)
 
     def resolve(self, keys: tf.Tensor, step: tf.Tensor, training: bool = True) -> tf.Tensor:
-        """Slots of this shard's keys.
+        """Slots of keys, until the next `evict`.
 
         Args:
           keys: int64 [n], distinct.
@@ -170,7 +141,14 @@ class DynamicTable(tf.Module):
         """
         if training:
             return self._sight_and_admit(keys, step)
-        return find_slots(self.keys, keys, self.sizes.tail_rows, self.num_shards)
+        return find_slots(self.keys, keys, self.sizes.tail_rows)
+
+    def lookup(self, keys: tf.Tensor) -> tf.Tensor:
+        """int64 [...] -> float32 [..., dim], as the table stands; what serving does."""
+        slots = find_slots(self.keys, tf.reshape(keys, [-1]), self.sizes.tail_rows)
+        # Not `gather`: a graph doesn't count what that reads among its variables.
+        rows = tf.gather(self.rows, slots)
+        return tf.reshape(rows, tf.concat([tf.shape(keys), [self.dim]], 0))
 
     def gather(self, slots: tf.Tensor) -> tf.Tensor:
         """int64 [n] -> float32 [n, dim]."""
@@ -199,16 +177,13 @@ class DynamicTable(tf.Module):
         if limit is None:
             return tf.constant(0, tf.int64)
 
-        def free() -> tf.Tensor:
-            idle = tf.cast(step, tf.int32) - self.last_seen.read_value()
-            taken = tf.not_equal(tf.reshape(self.keys.read_value(), [-1]), key_map.FREE)
-            slots = tf.where(taken & (idle > limit))[:, 0]
-            count = tf.size(slots, tf.int64)
-            freed = key_map.write(self.keys, slots, tf.fill([count], _int64(key_map.FREE)))
-            with tf.control_dependencies([freed, self._count({_EVICTED: count})]):
-                return tf.identity(count)
-
-        return self._lock.execute(free)
+        idle = tf.cast(step, tf.int32) - self.last_seen.read_value()
+        taken = tf.not_equal(tf.reshape(self.keys.read_value(), [-1]), key_map.FREE)
+        slots = tf.where(taken & (idle > limit))[:, 0]
+        count = tf.size(slots, tf.int64)
+        key_map.write(self.keys, slots, tf.fill([count], _int64(key_map.FREE)))
+        self._count({_EVICTED: count})
+        return count
 
     def evict_in_time(self, step: tf.Tensor) -> None:
         """Evicts at every tenth of `evict_after` steps; to be called at each of them, before
@@ -242,8 +217,8 @@ class DynamicTable(tf.Module):
         a process that ended and left a checkpoint), and how the table stands."""
         now = {name: int(value) for name, value in self.statistics()._asdict().items()}
         counters = self.counters.numpy()
-        admitted, evicted, refused = (counters[TOTALS] - counters[TOLD]).tolist()
-        counters[TOLD] = counters[TOTALS]
+        admitted, evicted, refused = (counters[_TOTALS] - counters[_TOLD]).tolist()
+        counters[_TOLD] = counters[_TOTALS]
         self.counters.assign(counters)
         happened = {"admitted": admitted, "evicted": evicted, "refused": refused}
         standing = {name: now[name] for name in ("occupied", "tail_ids", "tail_collisions")}
@@ -254,10 +229,6 @@ class DynamicTable(tf.Module):
         """Steps are counted from zero again, which was `step` so far."""
         self.last_seen.assign_sub(tf.fill(self.last_seen.shape, tf.constant(step, tf.int32)))
 
-    def frozen(self) -> FrozenDynamicTable:
-        """What serving needs, of a table with one shard."""
-        return FrozenDynamicTable([self])
-
     @property
     def num_bytes(self) -> int:
         """Of all its state: rows, optimizer state, map, sketch. It never grows."""
@@ -265,24 +236,19 @@ class DynamicTable(tf.Module):
 
     @tf.function(autograph=False, input_signature=[_KEYS, _STEP])
     def _sight_and_admit(self, keys: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        def resolved() -> tf.Tensor:
-            slots = find_slots(self.keys, keys, self.sizes.tail_rows, self.num_shards)
-            first_of_tail = NUM_RESERVED + self.capacity
-            private = tf.boolean_mask(slots, (slots >= NUM_RESERVED) & (slots < first_of_tail))
-            seen = self._see(private, step)
-            in_tail = tf.where(slots >= first_of_tail)
-            strangers = tf.gather(keys, in_tail[:, 0])
-            count = sightings.sight(self.cells, strangers)
-            frequent = tf.boolean_mask(strangers, count >= self.sizes.admit_after)
-            with tf.control_dependencies([seen, self._admit(frequent, step)]):
-                window = self._advance_window(tf.size(strangers, tf.int64))
-            with tf.control_dependencies([window]):
-                now = find_slots(self.keys, strangers, self.sizes.tail_rows, self.num_shards)
-                return tf.tensor_scatter_nd_update(slots, in_tail, now)
+        slots = find_slots(self.keys, keys, self.sizes.tail_rows)
+        first_of_tail = NUM_RESERVED + self.capacity
+        private = tf.boolean_mask(slots, (slots >= NUM_RESERVED) & (slots < first_of_tail))
+        self._see(private, step)
+        in_tail = tf.where(slots >= first_of_tail)
+        strangers = tf.gather(keys, in_tail[:, 0])
+        count = sightings.sight(self.cells, strangers)
+        self._admit(tf.boolean_mask(strangers, count >= self.sizes.admit_after), step)
+        self._advance_window(tf.size(strangers, tf.int64))
+        now = find_slots(self.keys, strangers, self.sizes.tail_rows)
+        return tf.tensor_scatter_nd_update(slots, in_tail, now)
 
-        return self._lock.execute(resolved)
-
-    def _admit(self, keys: tf.Tensor, step: tf.Tensor) -> tf.Operation:
+    def _admit(self, keys: tf.Tensor, step: tf.Tensor) -> None:
         """Gives free slots to keys, int64 [n], distinct and absent, until no more find one."""
 
         def place(waiting: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -290,23 +256,21 @@ class DynamicTable(tf.Module):
             placed = tf.not_equal(places, key_map.ABSENT)
             admitted, places = tf.boolean_mask(waiting, placed), tf.boolean_mask(places, placed)
             slots = NUM_RESERVED + places
-            tail = find_slots(self.keys, admitted, self.sizes.tail_rows, self.num_shards)
+            tail = find_slots(self.keys, admitted, self.sizes.tail_rows)
             initial = tf.fill(
                 tf.concat([tf.shape(slots), self.state.shape[1:]], 0),
                 tf.constant(adagrad.INITIAL_STATE),
             )
-            ready = [
+            writes = [
                 self._see(slots, step),
                 self.rows.scatter_update(tf.IndexedSlices(self.gather(tail), slots)),
                 self.state.scatter_update(tf.IndexedSlices(initial, slots)),
                 self.touched.scatter_update(
                     tf.IndexedSlices(tf.fill(tf.shape(slots), _uint8(shard.TOUCHED)), slots)
                 ),
+                key_map.write(self.keys, places, admitted),
             ]
-            # The key comes last: whoever finds it, unlocked, finds its row.
-            with tf.control_dependencies(ready):
-                written = key_map.write(self.keys, places, admitted)
-            with tf.control_dependencies([written]):
+            with tf.control_dependencies(writes):  # before the next round
                 return tf.boolean_mask(waiting, ~placed), tf.size(places)
 
         refused, _ = tf.while_loop(
@@ -317,17 +281,17 @@ class DynamicTable(tf.Module):
             parallel_iterations=1,
         )
         count = tf.size(refused, tf.int64)
-        return self._count({_ADMITTED: tf.size(keys, tf.int64) - count, _REFUSED: count})
+        self._count({_ADMITTED: tf.size(keys, tf.int64) - count, _REFUSED: count})
 
     def _see(self, slots: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         steps = tf.fill(tf.shape(slots), tf.cast(step, tf.int32))
         return self.last_seen.scatter_update(tf.IndexedSlices(steps, slots - NUM_RESERVED))
 
-    def _advance_window(self, sighted: tf.Tensor) -> tf.Tensor:
+    def _advance_window(self, sighted: tf.Tensor) -> None:
         """Halves the sketch when `capacity` sightings are in it, or more where that would be
         fewer batches than twice what an admission takes."""
-        with tf.control_dependencies([self._count({_WINDOW: sighted})]):
-            total = self.counters.read_value()[_WINDOW]
+        self._count({_WINDOW: sighted})
+        total = self.counters.read_value()[_WINDOW]
 
         def end() -> tf.Tensor:
             ended = [sightings.halve(self.cells), self._count({_WINDOW: -total})]
@@ -335,39 +299,11 @@ class DynamicTable(tf.Module):
                 return tf.constant(True)
 
         full = tf.maximum(_int64(self.capacity), 2 * self.sizes.admit_after * sighted)
-        return tf.cond(total >= full, end, lambda: tf.constant(False))
+        tf.cond(total >= full, end, lambda: tf.constant(False))
 
-    def _count(self, added: Mapping[int, tf.Tensor]) -> tf.Tensor:
+    def _count(self, added: Mapping[int, tf.Tensor]) -> tf.Operation:
         places = tf.constant(list(added), tf.int64)
         return self.counters.scatter_add(tf.IndexedSlices(tf.stack(list(added.values())), places))
-
-
-class FrozenDynamicTable(tf.Module):
-    """What serving needs of a table: its shards' maps and rows, shared and not copied.
-
-    Core ops only: a SavedModel with it loads in any TensorFlow Serving.
-    """
-
-    def __init__(self, shards: Sequence[DynamicTable]):
-        super().__init__(name=shards[0].name)
-        self.dim = shards[0].dim
-        self._tail_rows = shards[0].sizes.tail_rows
-        self._keys = [table.keys for table in shards]
-        self._rows = [table.rows for table in shards]
-
-    def __call__(self, keys: tf.Tensor) -> tf.Tensor:
-        """int64 [...] -> float32 [..., dim]; zeros for PAD."""
-        flat = tf.reshape(keys, [-1])
-        num_shards = len(self._keys)
-        owner = tf.cast(shard_of(flat, self._tail_rows, num_shards), tf.int32)
-        parts = tf.dynamic_partition(tf.range(tf.size(flat)), owner, num_shards)
-        found = []
-        for stored, rows, part in zip(self._keys, self._rows, parts, strict=True):
-            slots = find_slots(stored, tf.gather(flat, part), self._tail_rows, num_shards)
-            found.append(tf.gather(rows, slots))
-        rows = tf.dynamic_stitch(parts, found)
-        rows *= tf.cast(tf.not_equal(flat, PAD), rows.dtype)[:, tf.newaxis]
-        return tf.reshape(rows, tf.concat([tf.shape(keys), [self.dim]], 0))
 
 
 def _int64(value: int) -> tf.Tensor:

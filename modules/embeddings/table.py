@@ -78,7 +78,6 @@ class EmbeddingTable(keras.layers.Layer):
         self.seed = seed
         self.init_scale = init_scale
         self.dynamic_rows = dynamic_rows
-        self._frozen = None if dynamic_rows is None else dynamic_rows.frozen()
         # Created here, not on the first call: an optimizer and a weight-tied head need it.
         if dynamic_rows is not None:
             self.shards = []
@@ -116,8 +115,8 @@ class EmbeddingTable(keras.layers.Layer):
         """
         if not self.large:
             return tf.gather(self.rows, ids)
-        if self._frozen is not None:
-            return self._frozen(tf.cast(ids, tf.int64))
+        if self.dynamic_rows is not None:
+            return self.dynamic_rows.lookup(tf.cast(ids, tf.int64))
         if not self.shards:
             raise ValueError(
                 f"table {self.name!r} has no rows in this process; give the batch's as `rows`"

@@ -9,7 +9,7 @@ from modules.training.step import tables_of
 
 
 def dynamic_tables(module: tf.Module) -> dict[str, DynamicTable]:
-    """By name; of a module that isn't frozen."""
+    """By name."""
     return {t.name: t.dynamic_rows for t in tables_of(module) if t.dynamic_rows is not None}
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import threading
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -14,13 +10,7 @@ from hypothesis import given, settings
 
 from data.spec import Dynamic
 from modules.embeddings import key_map, sightings
-from modules.embeddings.dynamic import (
-    DynamicTable,
-    FrozenDynamicTable,
-    find_slots,
-    shard_of,
-)
-from modules.embeddings.dynamic_state import export_state, import_state
+from modules.embeddings.dynamic import DynamicTable, find_slots
 from modules.embeddings.table import MASK, MISSING, NUM_RESERVED, PAD
 
 DIM = 4
@@ -290,149 +280,21 @@ def test_memory_is_what_the_sizes_say():
     assert table.num_bytes == rows * (4 * DIM + 4 + 1) + 64 * (8 + 4 + 4) + 7 * 8
 
 
-def _trained(name: str, shards: int = 1, **changes) -> list[DynamicTable]:
-    """Tables with admitted and unadmitted keys, all of whose rows were trained."""
-    sizes = SIZES.model_copy(update={"capacity": 64} | changes)
-    tables = [
-        DynamicTable(DIM, name, sizes, shard_index=i, num_shards=shards) for i in range(shards)
-    ]
+def test_a_lookup_is_what_training_resolves_and_reads_the_map_and_the_rows_only():
+    table = _table("read", capacity=64)
     rng = np.random.default_rng(0)
     for step in range(1, 5):
-        keys = np.unique(np.concatenate([np.arange(4), rng.integers(4, 80, 20)]))
-        owner = shard_of(tf.constant(keys), sizes.tail_rows, shards).numpy()
-        for index, table in enumerate(tables):
-            own = tf.constant(keys[owner == index])
-            slots = table.resolve(own, _step(step))
-            grads = rng.normal(size=(len(slots), DIM)) * (own.numpy() != PAD)[:, None]
-            table.update(slots, tf.constant(grads, tf.float32), 0.1)
-    return tables
-
-
-def _all_variables(table: DynamicTable) -> dict[str, np.ndarray]:
-    return {v.name: v.numpy() for v in table.variables if "touched" not in v.name}
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_state_comes_back_as_it_was(shards):
-    tables = _trained("t", shards)
-    exported = [export_state(table) for table in tables]
-    for table in tables:
-        again = DynamicTable(
-            DIM, "t", table.sizes, shard_index=table.shard_index, num_shards=shards
-        )
-        import_state(again, exported)
-        np.testing.assert_equal(_all_variables(again), _all_variables(table))
-        keys = tf.range(4, 90, dtype=tf.int64)
-        owner = shard_of(keys, table.sizes.tail_rows, shards)
-        own = tf.boolean_mask(keys, owner == table.shard_index)
-        np.testing.assert_array_equal(again.resolve(own, _step(9)), table.resolve(own, _step(9)))
-
-
-@pytest.mark.parametrize(("before", "after", "capacity"), [(1, 3, 64), (3, 1, 64), (2, 2, 96)])
-def test_state_moves_to_other_shards_and_capacities(before, after, capacity):
-    tables = _trained("t", before)
-    exported = [export_state(table) for table in tables]
-    sizes = tables[0].sizes.model_copy(update={"capacity": capacity})
-    moved = [DynamicTable(DIM, "t", sizes, shard_index=i, num_shards=after) for i in range(after)]
-    for table in moved:
-        import_state(table, exported)
-    keys = tf.range(0, 90, dtype=tf.int64)
-    np.testing.assert_array_equal(FrozenDynamicTable(moved)(keys), FrozenDynamicTable(tables)(keys))
-    assert sum(_statistics(t)["occupied"] for t in moved) == sum(len(s.keys) for s in exported)
-
-
-def test_state_that_does_not_fit_is_refused():
-    (table,) = _trained("t")
-    exported = [export_state(table)]
-    with pytest.raises(ValueError, match="'t': no room for .* keys in a shard with capacity 8"):
-        import_state(_table(capacity=8), exported)
-    with pytest.raises(ValueError, match="'t': a row, its optimizer state and the number of tail"):
-        import_state(_table(capacity=64, tail_rows=7), exported)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_frozen_in_a_saved_model(shards, tmp_path):
-    tables = _trained("t", shards)
-    module = tf.Module()
-    module.table = FrozenDynamicTable(tables)
-    module.serve = tf.function(
-        lambda keys: {"rows": module.table(keys)},
-        input_signature=[tf.TensorSpec([None, None], tf.int64)],
-        autograph=False,
+        keys = np.unique(rng.integers(NUM_RESERVED, 80, 20))
+        slots = table.resolve(tf.constant(keys), _step(step))
+        table.update(slots, tf.constant(rng.normal(size=(len(keys), DIM)), tf.float32), 0.1)
+    lookup = tf.function(
+        table.lookup, input_signature=[tf.TensorSpec([None, None], tf.int64)], autograph=False
     )
-    keys = tf.reshape(tf.range(0, 90, dtype=tf.int64), [9, 10])
-    tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
-    loaded = tf.saved_model.load(str(tmp_path))
-    rows = loaded.signatures["serving_default"](keys)["rows"].numpy()
-    assert rows.shape == (9, 10, DIM) and not rows[0, 0].any() and rows[0, 1].any()
-    owner = shard_of(tf.reshape(keys, [-1]), SIZES.tail_rows, shards).numpy()
-    for index, table in enumerate(tables):
-        own = tf.constant(np.arange(90)[owner == index])
-        slots = table.resolve(own[own.numpy() != PAD], _step(9), training=False)
-        expected = table.gather(slots)
-        np.testing.assert_array_equal(
-            rows.reshape(90, DIM)[owner == index][own.numpy() != PAD], expected
-        )
-    # What training alone needs stays behind.
-    saved = {name for name, _ in tf.train.list_variables(str(tmp_path / "variables/variables"))}
-    assert len([n for n in saved if "VARIABLE_VALUE" in n]) == 2 * shards
-
-
-def test_the_same_table_on_a_parameter_server():
-    """A TF1 graph over gRPC, as the sparse tier's, does what the eager table does."""
-    here = _table("here")
-    server = tf.distribute.Server.create_local_server()
-    with tf.Graph().as_default() as graph, tf.device("/job:localhost/task:0/device:CPU:0"):
-        there = _table("here")
-        keys_in = tf.compat.v1.placeholder(tf.int64, [None])
-        step_in = tf.compat.v1.placeholder(tf.int64, [])
-        slots = there.resolve(keys_in, step_in)
-        rows = there.gather(slots)
-        with tf.control_dependencies([rows]):
-            update = there.update(slots, rows + 1.0, 0.1)
-        evict, statistics = there.evict(step_in), there.statistics()
-        state = {v.op.name: v for v in there.variables}
-        start = [v.initializer for v in there.variables], there.initialize()
-    rng = np.random.default_rng(3)
-    # Not the session's own context, which would make its graph the default for `here` too.
-    with contextlib.closing(tf.compat.v1.Session(server.target, graph=graph)) as session:
-        for part in start:
-            session.run(part)
-        for step in range(1, 8):
-            keys = np.unique(rng.integers(1, 30, 12))
-            feed = {keys_in: keys, step_in: step}
-            got_slots, got_rows, _ = session.run([slots, rows, update], feed)
-            own_slots = here.resolve(tf.constant(keys), _step(step))
-            np.testing.assert_array_equal(got_slots, own_slots)
-            np.testing.assert_array_equal(got_rows, here.gather(own_slots))
-            here.update(own_slots, here.gather(own_slots) + 1.0, 0.1)
-            assert session.run(evict, feed) == here.evict(_step(step)).numpy()
-        assert session.run(statistics) == tuple(int(x) for x in here.statistics())
-        values = session.run(state)
-    for variable in here.variables:
-        np.testing.assert_array_equal(values[variable.name.removesuffix(":0")], variable)
-
-
-def test_trainers_that_share_a_table_never_share_a_slot():
-    table = _table("shared", capacity=4096, admit_after=1, evict_after=2)
-    table.resolve(_keys(PAD), _step(0))  # traced before threads meet
-    together = threading.Barrier(4)
-
-    def train(worker: int) -> int:
-        """How many slots were given to two keys of a batch."""
-        rng, shared = np.random.default_rng(worker), 0
-        for step in range(15):
-            # Half of the keys are new to the table and the same for all.
-            same = np.arange(1000 * step + 3, 1000 * step + 503)
-            keys = tf.constant(np.union1d(same, rng.integers(3, 15_000, 500)))
-            together.wait()
-            slots = table.resolve(keys, _step(step)).numpy()
-            private = slots[slots < NUM_RESERVED + 4096]
-            shared += len(private) - len(set(private))
-            table.evict(_step(step))
-        return shared
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(train, range(4))) == [0] * 4
-    stored = table.keys.numpy()[table.keys.numpy() != key_map.FREE]
-    assert 0 < len(set(stored)) == len(stored) == _statistics(table)["occupied"]
+    keys = tf.range(0, 90, dtype=tf.int64)
+    rows = lookup(tf.reshape(keys, [9, 10]))
+    assert rows.shape == (9, 10, DIM)
+    expected = table.gather(table.resolve(keys, _step(9), training=False))
+    np.testing.assert_array_equal(tf.reshape(rows, [90, DIM]), expected)
+    # What training alone needs isn't exported.
+    read = {v.ref() for v in lookup.get_concrete_function().variables}
+    assert read == {table.keys.ref(), table.rows.ref()}
