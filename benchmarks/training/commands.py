@@ -8,8 +8,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from modules.training.cluster.config import Cluster, parse_cluster, task_from_environment
-from modules.training.cluster.config import Task as ClusterTask
+from modules.training.cluster.config import (
+    Cluster,
+    ClusterTask,
+    parse_cluster,
+    task_from_environment,
+)
 from modules.training.cluster.server import die_with_parent
 
 

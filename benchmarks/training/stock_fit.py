@@ -21,8 +21,7 @@ from benchmarks.training.problem import Problem  # noqa: E402
 from modules.features import Batch  # noqa: E402
 from modules.models import supermoe  # noqa: E402
 from modules.objectives.multi_task import multi_task_loss  # noqa: E402
-from modules.training.cluster.config import Cluster  # noqa: E402
-from modules.training.cluster.config import Task as ClusterTask  # noqa: E402
+from modules.training.cluster.config import Cluster, ClusterTask  # noqa: E402
 
 
 class StockTable(keras.layers.Layer):

@@ -22,7 +22,7 @@ from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, Eve
 from modules.training.cluster.possible import require_possible
 from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
 from modules.training.loop import Preempted
-from modules.training.task import Task
+from modules.training.task import TrainingTask
 from modules.training.train import CHECKPOINTS, Trained, train
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _train_here(
 def _train_in_cluster(
     name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
 ) -> Trained:
-    task = Task(phase=name, fn_args=fields_of(fn_args), cluster=cluster, folder=str(folder))
+    task = TrainingTask(phase=name, fn_args=fields_of(fn_args), cluster=cluster, folder=str(folder))
     path = folder / "task.json"
     path.write_text(task.model_dump_json(indent=1))
     chief = [sys.executable, "-m", "modules.training.task", f"--task={path}"]

@@ -22,6 +22,7 @@ from modules.training.cluster.config import (
     PREEMPTED,
     Cluster,
     ClusterError,
+    ClusterTask,
     task_from_environment,
 )
 from modules.training.cluster.server import die_with_parent
@@ -29,7 +30,7 @@ from modules.training.cluster.server import die_with_parent
 _USAGE_ERROR = 2
 
 
-class Task(pydantic.BaseModel):
+class TrainingTask(pydantic.BaseModel):
     """Args:
     phase: 'pretrain' or 'finetune'.
     fn_args: what the phase reads of a TFX Trainer's arguments.
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if given.die_with_parent:
         die_with_parent()
     try:
-        task = Task.model_validate_json(given.task.read_text())
+        task = TrainingTask.model_validate_json(given.task.read_text())
         place = task_from_environment()
     except (OSError, pydantic.ValidationError, ClusterError) as error:
         print(f"error: {given.task}: {error}", file=sys.stderr)
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
     return _train(task, place)
 
 
-def _train(task: Task, place: Any) -> int:
+def _train(task: TrainingTask, place: ClusterTask | None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.

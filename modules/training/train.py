@@ -22,7 +22,7 @@ from modules.preprocessing import table_rows
 from modules.training import files
 from modules.training.checkpoint.preemption import stop_requested
 from modules.training.checkpoint.store import Checkpoint
-from modules.training.cluster.config import Cluster, Task
+from modules.training.cluster.config import Cluster, ClusterTask
 from modules.training.cluster.events import TRAINING_EVENTS, EventLog
 from modules.training.cluster.possible import require_possible
 from modules.training.history import History
@@ -56,7 +56,7 @@ def train(
     fn_args: FnArgs,
     folder: pathlib.Path,
     cluster: Cluster,
-    task: Task | None,
+    task: ClusterTask | None,
 ) -> Trained | None:
     """Trains to the end, from where `folder` says that an earlier process came.
 

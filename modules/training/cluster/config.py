@@ -216,7 +216,7 @@ class Cluster(_Strict):
         return self
 
 
-class Task(_Strict):
+class ClusterTask(_Strict):
     """One process's place in a cluster."""
 
     type: Role
@@ -229,7 +229,7 @@ class Task(_Strict):
         return getattr(self.addresses, self.type)[self.index]
 
     @pydantic.model_validator(mode="after")
-    def _is_in_the_cluster(self) -> Task:
+    def _is_in_the_cluster(self) -> ClusterTask:
         known = len(getattr(self.addresses, self.type))
         if self.index >= known:
             raise ValueError(f"task: {self.type} {self.index}, but the cluster has {known}")
@@ -263,7 +263,7 @@ def parse_cluster(raw: object, where: str = "cluster") -> Cluster:
         raise ClusterError(f"{where}: not a valid cluster:\n{_listed(error)}") from None
 
 
-def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task | None:
+def task_from_environment(environment: Mapping[str, str] = os.environ) -> ClusterTask | None:
     """This process's task as `TF_CONFIG` says (TFJob's format), None where it isn't set.
 
     A process merges the two with `load_cluster(path).at(task.addresses.model_dump())`.
@@ -282,7 +282,7 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task |
         raise ClusterError('TF_CONFIG: needs "cluster" and "task", as TFJob writes them')
     task = {"type": raw["task"].get("type"), "index": raw["task"].get("index")}
     try:
-        return Task.model_validate({**task, "addresses": raw.get("cluster", {})})
+        return ClusterTask.model_validate({**task, "addresses": raw.get("cluster", {})})
     except pydantic.ValidationError as error:
         raise ClusterError(f"TF_CONFIG: not a valid task:\n{_listed(error)}") from None
 

@@ -17,7 +17,7 @@ from modules.training.cluster.config import (
     ROLES,
     Cluster,
     ClusterError,
-    Task,
+    ClusterTask,
     task_from_environment,
 )
 
@@ -50,7 +50,7 @@ def die_with_parent() -> None:
         sys.exit(TERMINATED)
 
 
-def serve(task: Task, *, alone: bool, intra_op: int, inter_op: int) -> None:
+def serve(task: ClusterTask, *, alone: bool, intra_op: int, inter_op: int) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from modules.embeddings.tier.connection import Chunks
-from modules.training.cluster.config import Cluster, ClusterError, Task
+from modules.training.cluster.config import Cluster, ClusterError, ClusterTask
 from modules.training.placements.hybrid import Hybrid, TierSettings
 from modules.training.placements.parameter_server import ParameterServer
 from modules.training.placements.placement import Placement
@@ -27,7 +27,7 @@ def use_devices(cluster: Cluster) -> None:
         tf.config.set_logical_device_configuration(cpu, logical)
 
 
-def strategy_of(cluster: Cluster, task: Task | None) -> tf.distribute.Strategy:
+def strategy_of(cluster: Cluster, task: ClusterTask | None) -> tf.distribute.Strategy:
     """Connects this trainer (or coordinator) with the others; before TensorFlow starts.
 
     Raises:
@@ -50,7 +50,7 @@ def strategy_of(cluster: Cluster, task: Task | None) -> tf.distribute.Strategy:
 
 def create(
     cluster: Cluster,
-    task: Task | None,
+    task: ClusterTask | None,
     strategy: tf.distribute.Strategy,
     features: Mapping[str, tuple[str, ...]],
     newest_chunks: Callable[[], Chunks | None],
@@ -86,7 +86,7 @@ def create(
 
 def _hybrid(
     cluster: Cluster,
-    task: Task | None,
+    task: ClusterTask | None,
     strategy: tf.distribute.Strategy,
     features: Mapping[str, tuple[str, ...]],
     newest_chunks: Callable[[], Chunks | None],
@@ -114,14 +114,14 @@ def _num_devices(cluster: Cluster) -> int:
     return cluster.devices or max(1, len(tf.config.list_physical_devices("GPU")))
 
 
-def _trainers(cluster: Cluster, task: Task | None) -> list[tuple[str, int]]:
+def _trainers(cluster: Cluster, task: ClusterTask | None) -> list[tuple[str, int]]:
     """Every process that trains, the chief first."""
     if task is None:
         return [("chief", 0)]
     return [(role, i) for role in cluster.trainer_roles for i in range(cluster.count(role))]
 
 
-def _resolver(task: Task | None, roles: Sequence[str]) -> Any:
+def _resolver(task: ClusterTask | None, roles: Sequence[str]) -> Any:
     assert task is not None
     addresses = {role: list(getattr(task.addresses, role)) for role in roles}
     return tf.distribute.cluster_resolver.SimpleClusterResolver(

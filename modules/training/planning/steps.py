@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from data.spec import parse_spec
-from modules.training.cluster.config import Cluster, Task
+from modules.training.cluster.config import Cluster, ClusterTask
 from modules.training.input.localize import large_tables
 from modules.training.placements.create import strategy_of, use_devices
 from modules.training.placements.parameter_server import ParameterServer
@@ -22,7 +22,7 @@ class Trainer:
     task: this process's in the cluster; None: it is alone.
     """
 
-    def __init__(self, request: Request, task: Task | None):
+    def __init__(self, request: Request, task: ClusterTask | None):
         spec, rows = parse_spec(request.spec), request.rows
         cluster = request.cluster if task is None else request.cluster.at(dict(task.addresses))
         use_devices(cluster)
@@ -49,7 +49,7 @@ class Trainer:
 
 
 def _placement(
-    cluster: Cluster, task: Task | None, features: dict[str, tuple[str, ...]]
+    cluster: Cluster, task: ClusterTask | None, features: dict[str, tuple[str, ...]]
 ) -> Synchronous | ParameterServer:
     strategy = strategy_of(cluster, task)
     if cluster.placement != "parameter_server":
