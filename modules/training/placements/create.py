@@ -79,26 +79,15 @@ def create(
         )
     trainers = _trainers(cluster, task)
     host = trainers.index((task.type, task.index)) if task else 0
-    if cluster.placement == "hybrid":
-        return _hybrid(cluster, task, strategy, features, newest_chunks, report, host)
-    return Synchronous(strategy, features, host, len(trainers), cluster.report_every_steps)
-
-
-def _hybrid(
-    cluster: Cluster,
-    task: ClusterTask | None,
-    strategy: tf.distribute.Strategy,
-    features: Mapping[str, tuple[str, ...]],
-    newest_chunks: Callable[[], Chunks | None],
-    report: Callable[..., None],
-    host: int,
-) -> Hybrid:
-    assert task is not None
+    hosts, every = len(trainers), cluster.report_every_steps
+    if cluster.placement != "hybrid":
+        return Synchronous(strategy, features, host, hosts, every)
     if not features:
         raise ClusterError(
             "placement: hybrid keeps large tables on the parameter servers, but no table has more"
             " than model.full_softmax_rows rows; choose another placement, or lower that"
         )
+    assert task is not None  # or `strategy_of` had raised
     settings = TierSettings(
         addresses=task.addresses.ps,
         staleness=cluster.staleness,
@@ -106,7 +95,6 @@ def _hybrid(
         wire_dtype=cluster.wire_dtype,
         rest_dtype=cluster.rest_dtype,
     )
-    hosts, every = len(_trainers(cluster, task)), cluster.report_every_steps
     return Hybrid(strategy, features, settings, newest_chunks, report, host, hosts, every)
 
 

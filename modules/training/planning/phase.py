@@ -18,12 +18,6 @@ from modules.training.step import LossFn
 PhaseName = Literal["pretrain", "finetune"]
 
 
-def phases_of(spec: Spec) -> tuple[PhaseName, ...]:
-    """Those that the spec trains."""
-    every: tuple[PhaseName, ...] = ("pretrain", "finetune")
-    return tuple(name for name in every if phase_of(spec, name).epochs)
-
-
 def phase_of(spec: Spec, name: PhaseName) -> Phase:
     return spec.training.pretrain if name == "pretrain" else spec.training.finetune
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from data.spec import parse_spec
-from modules.training.cluster.config import Cluster, ClusterTask
+from modules.training.cluster.config import ClusterTask
 from modules.training.input.localize import large_tables
-from modules.training.placements.create import strategy_of, use_devices
-from modules.training.placements.parameter_server import ParameterServer
-from modules.training.placements.synchronous import Synchronous
+from modules.training.placements.create import create, strategy_of, use_devices
 from modules.training.planning.batch import synthetic_batch, with_empty_rows
 from modules.training.planning.phase import build, phase_of
 from modules.training.planning.probe import Request
@@ -26,7 +24,15 @@ class Trainer:
         spec, rows = parse_spec(request.spec), request.rows
         cluster = request.cluster if task is None else request.cluster.at(dict(task.addresses))
         use_devices(cluster)
-        self._placement = _placement(cluster, task, large_tables(spec, rows))
+        strategy, features = strategy_of(cluster, task), large_tables(spec, rows)
+        self._placement = create(
+            cluster,
+            task,
+            strategy,
+            features,
+            newest_chunks=lambda: None,
+            report=lambda event, **fields: None,
+        )
         batch = synthetic_batch(spec, rows, request.size)
         phase = phase_of(spec, request.phase)
         two = with_empty_rows({name: value[:2] for name, value in batch.items()}, spec, rows)
@@ -46,19 +52,3 @@ class Trainer:
         start, stop = self._done, self._done + steps
         for progress in self._placement.steps(0, start, stop, start, lambda: False):
             self._done += progress.steps
-
-
-def _placement(
-    cluster: Cluster, task: ClusterTask | None, features: dict[str, tuple[str, ...]]
-) -> Synchronous | ParameterServer:
-    strategy = strategy_of(cluster, task)
-    if cluster.placement != "parameter_server":
-        return Synchronous(strategy, features)
-    return ParameterServer(
-        strategy,
-        features,
-        workers=cluster.count("worker"),
-        servers=cluster.count("ps"),
-        steps_per_call=cluster.steps_per_call,
-        min_shard_bytes=cluster.min_shard_bytes,
-    )
