@@ -45,16 +45,13 @@ class Seen(pydantic.BaseModel):
     """Attributes:
     imported_bytes: resident once everything is imported, before anything is built.
     resident_bytes: after the last step.
-    peak_bytes: the most that was resident at once.
-    step_seconds, step_cpu_seconds: of one step, after warming up; CPU of this process.
+    step_seconds: of one step, after warming up.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     imported_bytes: int
     resident_bytes: int
-    peak_bytes: int
     step_seconds: float
-    step_cpu_seconds: float
 
 
 def result_of(request: pathlib.Path) -> pathlib.Path:
@@ -81,27 +78,25 @@ def _train(request: Request) -> Seen:
     from modules.training import task, train  # noqa: F401  what a trainer imports
     from modules.training.planning.steps import Trainer
 
-    imported = _status("VmRSS")
+    imported = _resident_bytes()
     trainer = Trainer(request, task_from_environment())
     trainer.train(_WARM_UP)
-    wall, cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     trainer.train(request.steps)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    seconds = time.perf_counter() - started
     return Seen(
         imported_bytes=imported,
-        resident_bytes=_status("VmRSS"),
-        peak_bytes=_status("VmHWM"),
-        step_seconds=wall / request.steps,
-        step_cpu_seconds=cpu / request.steps,
+        resident_bytes=_resident_bytes(),
+        step_seconds=seconds / request.steps,
     )
 
 
-def _status(field: str) -> int:
-    """Bytes, as /proc tells (Linux)."""
+def _resident_bytes() -> int:
+    """As /proc tells (Linux)."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
+        if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+    raise OSError("/proc/self/status has no VmRSS")
 
 
 if __name__ == "__main__":
