@@ -107,7 +107,7 @@ def spec_of(run: pathlib.Path) -> Spec:
     raw["sequence"] |= {"max_length": 16, "window": 64}
     raw["model"] |= {"hidden_dim": 32, "num_blocks": 1, "dropout": 0.0, "full_softmax_rows": 500}
     raw["training"]["pretrain"]["epochs"] = 0
-    raw["training"]["finetune"] |= {"epochs": 2, "batch_size": 64}
+    raw["training"]["finetune"] |= {"epochs": 4, "batch_size": 64}
     return parse_spec(raw)
 
 
