@@ -19,7 +19,8 @@ import statistics  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 
-from absl import app, flags  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -41,6 +42,8 @@ flags.DEFINE_list("placements", list(_CLUSTERS), "Which to train in; single is t
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
     run = pathlib.Path(flags.FLAGS.run)
     spec = parse_spec(json.loads(Layout(run).spec.read_text()))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in flags.FLAGS.placements}

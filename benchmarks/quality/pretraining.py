@@ -18,7 +18,8 @@ import statistics  # noqa: E402
 import tempfile  # noqa: E402
 from typing import Any  # noqa: E402
 
-from absl import app, flags  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from tfx.components.trainer.fn_args_utils import FnArgs  # noqa: E402
@@ -84,6 +85,8 @@ def _seeded(spec: Spec, seed: int, pretrained: bool) -> Spec:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
     run = pathlib.Path(_RUN.value)
     spec = parse_spec(json.loads(Layout(run).spec.read_text()))
     results: dict[bool, list[dict[str, float]]] = {True: [], False: []}

@@ -20,7 +20,8 @@ import statistics  # noqa: E402
 import tempfile  # noqa: E402
 from typing import Any  # noqa: E402
 
-from absl import app, flags  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -66,6 +67,8 @@ def speeds(bounds: list[int]) -> dict[int, list[Turn]]:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
     run = pathlib.Path(flags.FLAGS.run)
     bounds = [int(bound) for bound in _BOUNDS.value]
     load = [os.getloadavg()]
