@@ -72,8 +72,9 @@ def train(
       Preempted: it was told to stop, and has saved.
       ClusterError: the placement can't train this spec.
     """
+    strategy = strategy_of(cluster, task)
+    # Only now: a strategy of several hosts puts TensorFlow's own handler of SIGTERM in place.
     with stop_requested() as stop:
-        strategy = strategy_of(cluster, task)
         of_phase = program()
         require_possible(cluster, of_phase.spec)
         chief = task is None or task.type == "chief"
