@@ -212,9 +212,8 @@ def test_a_chief_that_ignores_the_signal_is_killed_after_the_grace(tmp_path):
         "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"pathlib.Path({str(ready)!r}).write_text('ready\\n'); time.sleep(600)"
     )
-    with Supervisor(
-        _cluster("single"), tmp_path, {"chief": chief}, grace_seconds=0.2
-    ) as supervisor:
+    cluster = _cluster("single", grace_seconds=1)
+    with Supervisor(cluster, tmp_path, {"chief": chief}) as supervisor:
         until_written(ready)
         supervisor.stop()
         assert supervisor.wait(60) == 128 + signal.SIGKILL

@@ -1,6 +1,7 @@
 """The TFJob manifests fit the training-operator's schema, and the committed ones are current.
 
 Not run on a Kubernetes cluster: there is none on the machines this was written on.
+`test_kubernetes.py` runs a manifest's commands.
 """
 
 from __future__ import annotations
@@ -130,6 +131,32 @@ def test_parameter_server_workers_serve_and_have_the_gpus():
         for name in ("Chief", "Worker", "PS")
     }
     assert gpus == {"Chief": None, "Worker": "1", "PS": None}
+
+
+def test_another_task_is_another_job():
+    cluster = load_cluster(EXAMPLES["hybrid"])
+    names = [tfjob(cluster, task)["metadata"]["name"] for task in (TASK, TASK, "/training/b.json")]
+    assert names[0] == names[1] != names[2]
+    assert all(name.startswith("user-representation-") for name in names)
+    longest = {**KUBERNETES, "name": "n" * 42}
+    name = tfjob(parse_cluster({"kubernetes": longest}), TASK)["metadata"]["name"]
+    assert len(f"{name}-worker-9999") <= 63  # a pod's name is its service's, a DNS label
+
+
+def _threads(manifest: dict) -> dict[str, list | None]:
+    replicas = manifest["spec"]["tfReplicaSpecs"]
+    return {name: _pod(manifest, name)["containers"][0].get("env") for name in replicas}
+
+
+def test_who_computes_the_model_has_threads_for_the_pods_cores():
+    def env(cpu: str) -> list[dict[str, str]]:
+        return [{"name": "TF_NUM_INTRAOP_THREADS", "value": cpu}]
+
+    assert _threads(_manifest("hybrid")) == {"Chief": env("16"), "Worker": env("16"), "PS": None}
+    of_workers = _threads(_manifest("parameter_server"))
+    assert of_workers == {"Chief": None, "Worker": env("8"), "PS": None}
+    raw = {"kubernetes": {**KUBERNETES, "chief": {"cpu": "1500m"}}}
+    assert _threads(tfjob(parse_cluster(raw), TASK)) == {"Chief": None}
 
 
 def test_every_pod_can_save_before_it_goes_and_comes_back():

@@ -32,7 +32,6 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("cluster", None, "The cluster's YAML.", flag_values=FLAGS)
 flags.DEFINE_string("command", "", "The training command.", flag_values=FLAGS)
 flags.DEFINE_string("output", "runs/cluster", "Folder of logs and events.", flag_values=FLAGS)
-flags.DEFINE_float("grace", 60.0, "Seconds trainers get to save in.", 0.0, flag_values=FLAGS)
 
 _REFRESH_SECONDS = 0.5
 
@@ -76,7 +75,6 @@ def _supervisor(
         cluster,
         values.output,
         {"chief": command} if command else {},
-        grace_seconds=values.grace,
         # In a terminal the table says it all.
         tell=None if console.is_terminal else lambda event: print(_line(event), flush=True),
     )

@@ -110,8 +110,6 @@ class Kubernetes(_Strict):
     chief: Resources = Resources()
     worker: Resources = Resources()
     ps: Resources = Resources()
-    grace_seconds: _Positive = 120
-    """Between SIGTERM and SIGKILL: enough to write a checkpoint."""
 
 
 class Cluster(_Strict):
@@ -141,8 +139,11 @@ class Cluster(_Strict):
     """Of one process within `restart_window`; one more and the run fails."""
     restart_window: Annotated[float, pydantic.Field(gt=0.0)] = 3600.0
     """Seconds after which a restart is forgotten."""
+    grace_seconds: _Count = 60
+    """What trainers get to save in between SIGTERM and SIGKILL."""
     threads: Threads = Threads()
     kubernetes: Kubernetes | None = None
+    """Who trains with this YAML gets a TFJob to apply; without it: processes of this machine."""
 
     def count(self, role: Role) -> int:
         """How many processes have the role."""

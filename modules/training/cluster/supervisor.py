@@ -51,7 +51,7 @@ class Supervisor:
         server runs `cluster.server`. Without a chief's command no trainer is started, and the
         cluster is up until `stop`.
       environment: added to every process's.
-      grace_seconds: what trainers get to save in before they are killed.
+      grace_seconds: instead of the cluster's.
       backoff_seconds: before the first restart; doubles with each, up to 30.
       tell: gets every event as it is recorded.
 
@@ -66,7 +66,7 @@ class Supervisor:
         commands: Mapping[Role, Sequence[str]],
         *,
         environment: Mapping[str, str] | None = None,
-        grace_seconds: float = 30.0,
+        grace_seconds: float | None = None,
         backoff_seconds: float = 0.5,
         tell: Callable[[Event], None] | None = None,
     ):
@@ -81,7 +81,8 @@ class Supervisor:
         self.cluster = cluster.at(
             {role: self._ports.addresses(cluster.count(role)) for role in ROLES}
         )
-        self._grace, self._backoff = grace_seconds, backoff_seconds
+        self._grace = cluster.grace_seconds if grace_seconds is None else grace_seconds
+        self._backoff = backoff_seconds
         self._events = EventLog(self.folder / CLUSTER_EVENTS, tell)
         self._mark = uuid.uuid4().hex
         self._processes = self._make(commands, dict(environment or {}))

@@ -6,6 +6,7 @@ under `ExitCode` codes below 128 are final, also a pre-empted trainer's 75.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import yaml
@@ -22,6 +23,9 @@ _GPU = "nvidia.com/gpu"
 def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
     """The manifest of a cluster that trains `task` (a path in the shared volume).
 
+    The job's name is `kubernetes.name` and a hash of `task`: `kubectl apply` of the next task must
+    not find the job of the last one, which has ended and stays so.
+
     Raises:
       ClusterError: the cluster has no `kubernetes`, or the task isn't in its volume.
     """
@@ -30,12 +34,8 @@ def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
         raise ClusterError(
             "kubernetes: a manifest needs it: {name: …, image: …, volume: {claim: …}}"
         )
-    mount = kubernetes.volume.mount.rstrip("/")
-    if not task.startswith(f"{mount}/"):
-        raise ClusterError(
-            f"kubernetes.volume.mount: pods find the task in the shared volume, below {mount}/,"
-            f" not at {task}"
-        )
+    require_in_volume(kubernetes, task)
+    suffix = hashlib.sha256(task.encode()).hexdigest()[:8]
     replicas = {
         _REPLICA_NAMES[role]: _replica(cluster, kubernetes, role, task)
         for role in ROLES
@@ -45,7 +45,7 @@ def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "TFJob",
-        "metadata": {"name": kubernetes.name, "namespace": kubernetes.namespace},
+        "metadata": {"name": f"{kubernetes.name}-{suffix}", "namespace": kubernetes.namespace},
         "spec": {
             "runPolicy": {
                 "cleanPodPolicy": "Running",  # servers don't end by themselves
@@ -54,6 +54,16 @@ def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
             "tfReplicaSpecs": replicas,
         },
     }
+
+
+def require_in_volume(kubernetes: Kubernetes, path: str) -> None:
+    """Checks that pods find `path`. Raises `ClusterError`."""
+    mount = kubernetes.volume.mount.rstrip("/")
+    if not path.startswith(f"{mount}/"):
+        raise ClusterError(
+            f"kubernetes.volume.mount: pods find what they read in the shared volume, below"
+            f" {mount}/, not at {path}"
+        )
 
 
 def manifest_yaml(cluster: Cluster, task: str) -> str:
@@ -73,9 +83,13 @@ def _replica(cluster: Cluster, kubernetes: Kubernetes, role: Role, task: str) ->
         "resources": _resources(kubernetes, role),
         "volumeMounts": [{"name": "training", "mountPath": kubernetes.volume.mount}],
     }
+    cpu = getattr(kubernetes, role).cpu
+    if role in cluster.device_roles and cpu.isdigit():
+        # TensorFlow would start a thread for every core of the host, whatever the pod may use.
+        container["env"] = [{"name": "TF_NUM_INTRAOP_THREADS", "value": cpu}]
     claim = {"claimName": kubernetes.volume.claim}
     pod = {
-        "terminationGracePeriodSeconds": kubernetes.grace_seconds,
+        "terminationGracePeriodSeconds": cluster.grace_seconds,
         "containers": [container],
         "volumes": [{"name": "training", "persistentVolumeClaim": claim}],
     }
