@@ -1,4 +1,7 @@
-"""A TFX Trainer's training, in its own process or in a local cluster that it starts."""
+"""A TFX Trainer's training: in its own process, in a local cluster that it starts, or by a TFJob.
+
+However it trained, the Trainer's process makes the model of the last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ import pathlib
 import shutil
 import sys
 import types
-from typing import Any
+from typing import Any, NoReturn
 
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import parse_spec
 from modules.training.checkpoint.store import Checkpoints
 from modules.training.cluster.config import Cluster, parse_cluster
-from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, Event
+from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, Event, read_events
 from modules.training.cluster.possible import require_possible
 from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
+from modules.training.cluster.tfjob import manifest_yaml
 from modules.training.loop import Preempted
 from modules.training.task import TrainingTask
 from modules.training.train import CHECKPOINTS, Trained, train
@@ -32,16 +36,24 @@ _HISTORY = "history.jsonl"
 _KEPT = (_HISTORY, TRAINING_EVENTS, CLUSTER_EVENTS)
 
 
+class OnKubernetes(Exception):
+    """A TFJob is to train now; the message says which one to apply."""
+
+
 def run(name: str, fn_args: FnArgs) -> None:
     """Trains a phase to its end and writes its model artifact.
+
+    On Kubernetes (`cluster.kubernetes`) these are two calls: the first one leaves the task and its
+    TFJob in the shared volume; the next one, when that has trained, writes the artifact.
 
     `custom_config` says where: `cluster` is a cluster's JSON (`modules/training/cluster/config.py`;
     without it: in this process), `state` a folder that outlives this execution: the same Trainer
     started again goes on from the newest checkpoint in it.
 
     Raises:
+      OnKubernetes: it isn't trained yet.
       KeyboardInterrupt: it was told to stop, and has saved.
-      ClusterError: the cluster's placement can't train this spec.
+      ClusterError: the cluster's placement can't train this spec, or `state` isn't in its volume.
       ClusterFailed: a process of the cluster died more often than it may.
     """
     phase = importlib.import_module(f"modules.training.{name}")
@@ -50,16 +62,25 @@ def run(name: str, fn_args: FnArgs) -> None:
     state = fn_args.custom_config.get("state") or os.path.join(fn_args.model_run_dir, "state")
     folder = pathlib.Path(state) / f"{name}-{_fingerprint(fn_args)}"
     folder.mkdir(parents=True, exist_ok=True)
-    if cluster.placement == "single":
-        trained = _train_here(phase, fn_args, folder, cluster)
-    else:
-        trained = _train_in_cluster(name, fn_args, folder, cluster)
+    trained = _trained(folder)
+    if trained is None:
+        trained = _train(phase, fn_args, folder, cluster)
     phase.finish(fn_args, trained)
     os.makedirs(fn_args.model_run_dir, exist_ok=True)
     for file in _KEPT:
         if (folder / file).exists():
             shutil.copy(folder / file, fn_args.model_run_dir)
     shutil.rmtree(folder)
+
+
+def _train(
+    phase: types.ModuleType, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
+) -> Trained:
+    if cluster.kubernetes is not None:
+        _hand_over(phase.NAME, fn_args, folder, cluster)
+    if cluster.placement == "single":
+        return _train_here(phase, fn_args, folder, cluster)
+    return _train_in_cluster(phase.NAME, fn_args, folder, cluster)
 
 
 def _train_here(
@@ -73,23 +94,47 @@ def _train_here(
     return trained
 
 
-def _train_in_cluster(
-    name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
-) -> Trained:
+def _trained(folder: pathlib.Path) -> Trained | None:
+    """What a chief left that came to the end. The last step's or none: an older model must not
+    take its place."""
+    log = folder / TRAINING_EVENTS
+    events = read_events(log) if log.exists() else []
+    ends = [event["step"] for event in events if event["event"] == "trained"]
+    newest = Checkpoints(folder / CHECKPOINTS, folder.name).latest() if ends else None
+    return Trained(newest, folder) if newest and newest.step == ends[-1] else None
+
+
+def _write_task(name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster) -> pathlib.Path:
     task = TrainingTask(phase=name, fn_args=fields_of(fn_args), cluster=cluster, folder=str(folder))
     path = folder / "task.json"
     path.write_text(task.model_dump_json(indent=1))
+    return path
+
+
+def _hand_over(name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster) -> NoReturn:
+    path = _write_task(name, fn_args, folder, cluster)
+    manifest = folder / "tfjob.yaml"
+    manifest.write_text(manifest_yaml(cluster, str(path)))
+    raise OnKubernetes(
+        f"{name}: Kubernetes is to train it: kubectl apply -f {manifest}\n"
+        "Once that TFJob has succeeded, the same command again goes on."
+    )
+
+
+def _train_in_cluster(
+    name: str, fn_args: FnArgs, folder: pathlib.Path, cluster: Cluster
+) -> Trained:
+    path = _write_task(name, fn_args, folder, cluster)
     chief = [sys.executable, "-m", "modules.training.task", f"--task={path}"]
     supervisor = Supervisor(cluster, folder, {"chief": chief}, tell=_tell)
     with supervisor, stopped_by_signals(supervisor):
         code = _wait(supervisor, folder / _HISTORY)
     if code:
         raise KeyboardInterrupt(f"{name}: stopped; the same command goes on from the checkpoint")
-    checkpoints = Checkpoints(folder / CHECKPOINTS, folder.name)
-    if not checkpoints.steps():
-        raise FileNotFoundError(f"{folder}: the cluster ended without a checkpoint")
-    # The last one or none: an older model must not take its place.
-    return Trained(checkpoints.at(checkpoints.steps()[-1]), folder)
+    trained = _trained(folder)
+    if trained is None:
+        raise FileNotFoundError(f"{folder}: the cluster ended without its last checkpoint")
+    return trained
 
 
 def _wait(supervisor: Supervisor, history: pathlib.Path) -> int:

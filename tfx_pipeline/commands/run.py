@@ -3,6 +3,9 @@
 The same command again goes on from the first node that isn't finished, or whose data, spec or
 code changed. Without --data, the simulator's spec simulates its users first.
 
+With a cluster that has 'kubernetes', a Trainer ends the run with the TFJob to apply; once that has
+succeeded, the same command again goes on.
+
 Exit code: 0 pushed, 1 failed or not blessed, 2 asked for wrongly.
 """
 
@@ -17,6 +20,7 @@ from absl import flags
 from data.spec import Spec, load_spec
 from modules.training.cluster.config import Cluster, ClusterError, load_cluster
 from modules.training.cluster.possible import require_possible
+from modules.training.cluster.tfjob import require_in_volume
 from tfx_pipeline import quiet
 from tfx_pipeline.commands import report, simulate
 from tfx_pipeline.commands.report import shown
@@ -51,8 +55,8 @@ def main(values: flags.FlagValues) -> int:
         raise flags.Error(f"--data={values.data}: no such folder")
     if values.data:
         _check_input(spec, values.data)
-    cluster = _cluster_of(values.cluster, spec)
     layout = output_of(values.output or f"runs/{spec.name}")
+    cluster = _cluster_of(values.cluster, spec, layout)
     layout.prepare()
     layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
     with quiet.redirected(layout.log) as console:
@@ -84,10 +88,12 @@ def _simulate(values: flags.FlagValues, layout: Layout, lines: NodeLines) -> str
     return str(simulate.simulate(values, layout.data, tell))
 
 
-def _cluster_of(path: str, spec: Spec) -> Cluster:
+def _cluster_of(path: str, spec: Spec, layout: Layout) -> Cluster:
     try:
         cluster = load_cluster(path or None)
         require_possible(cluster, spec)
+        if cluster.kubernetes is not None:
+            require_in_volume(cluster.kubernetes, str(layout.training))
     except ClusterError as error:
         raise flags.Error(f"--cluster: {error}") from None
     if cluster.addresses is not None:
