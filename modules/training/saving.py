@@ -67,13 +67,15 @@ class Saving:
         self._writes = writes
         self._report = report
         self._rows_marked = False  # as those of the save under way
-        self._taken: int | None = None  # the step copied last, the same on every trainer
 
     def resume(self) -> int | None:
         """Restores the newest usable checkpoint on every trainer.
 
         Returns:
           The step to go on from; None without a checkpoint.
+
+        Raises:
+          CheckpointError: all are damaged, or can't be read.
         """
         newest = self._checkpoints.latest() if self._writes else None
         for skipped in self._checkpoints.skipped:
@@ -90,7 +92,6 @@ class Saving:
         self._placement.tables.restore(table_chunks(checkpoint))
         if self._writes:
             self._remove_staging()
-        self._taken = step
         self._writer = AsyncWriter(self._checkpoints, step, self._placement_name, self._report)
         return step
 
@@ -103,7 +104,6 @@ class Saving:
           CheckpointError: it can't be written.
         """
         values = dense.dense_snapshot(self._objects, self._without)
-        self._taken = 0
         if not self._writes:
             return
         tables = other.manifest.tables
@@ -133,21 +133,20 @@ class Saving:
           CheckpointError: it can't be written.
         """
         self._settle()
-        saved = self._writer.saved if self._writes else self._taken
-        if self._placement.sum_over_hosts(saved != step and self._writes):
+        if self._placement.sum_over_hosts(self._writes and self._writer.saved != step):
             self._take(step)
-        self._writer.wait()
+        failed = self._settle()
         self.close()
+        if failed:
+            raise failed
         return self._checkpoints.at(step) if self._writes else None
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._settle()
+        """Waits for what is being written. The tables aren't told: they may be out of reach."""
         self._writer.close()
 
     def _take(self, step: int) -> None:
         values = dense.dense_snapshot(self._objects, self._without)
-        self._taken = step
         if not self._writes:
             return
         staging = self._folder / f"{_STAGING}{step}"
@@ -163,19 +162,21 @@ class Saving:
         self._rows_marked = True
         self._writer.save(step, functools.partial(_write, values, staging, rows))
 
-    def _settle(self) -> None:
-        """Waits for the save under way; its rows are saved, or still to be."""
+    def _settle(self) -> CheckpointError | None:
+        """Waits for the save under way; its rows are saved, or still to be. Returns why it wasn't
+        written."""
         # Unmarked first: after a fault of the program nothing is said to be saved.
         marked, self._rows_marked = self._rows_marked, False
-        saved = True
+        failed = None
         try:
             self._writer.wait()
-        except CheckpointError:  # it was logged and reported
-            saved = False
+        except CheckpointError as error:  # it was logged and reported
+            failed = error
         if marked:
-            self._placement.tables.end_save(saved)
-            if not saved:
+            self._placement.tables.end_save(failed is None)
+            if failed:
                 self._remove_staging()
+        return failed
 
     def _remove_staging(self) -> None:
         for leftover in self._folder.glob(f"{_STAGING}*"):

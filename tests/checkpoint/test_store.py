@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -20,9 +21,17 @@ from tests.checkpoint.saves import cut, flip, tree
 from tests.repo.source_tree import ROOT
 
 
-def _save(store: Checkpoints, step: int, parent: int | None, content: bytes = b"x" * 64) -> None:
+def _save(
+    store: Checkpoints,
+    step: int,
+    parent: int | None,
+    content: bytes = b"x" * 64,
+    full: bool = False,
+) -> None:
     with store.begin(step, parent) as draft:
         (draft.folder / "part").write_bytes(content)
+        if full:
+            draft.ancestors = {}
         draft.commit("single", {})
 
 
@@ -143,7 +152,8 @@ def test_a_second_one_damaged_at_the_same_step_is_kept_beside_the_first(store):
     for _ in range(2):
         _save(store, 100, None)
         flip(store.folder / "step-000000100/part")
-        assert store.latest() is None
+        with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+            store.latest()
     assert len({skipped.folder for skipped in store.skipped}) == 2
     assert all(skipped.folder.is_dir() for skipped in store.skipped)
 
@@ -165,12 +175,37 @@ def test_old_ones_go_but_none_that_a_kept_one_needs(store):
     assert store.steps() == [100, 200, 300, 400]  # 400 needs them all
     with store.begin(500, 400) as draft:
         assert draft.needs_merge
-        draft.ancestors = {}
-        draft.commit("single", {})
+    _save(store, 500, 400, full=True)
     assert store.steps() == [100, 200, 300, 400, 500]  # 400 is kept
     _save(store, 600, 500)
-    assert store.steps() == [500, 600]
-    assert sorted(os.listdir(store.folder)) == [".lock", "step-000000500", "step-000000600"]
+    assert store.steps() == [100, 200, 300, 400, 500, 600]  # 400 needs nothing that 600 does
+    _save(store, 700, 600, full=True)
+    assert store.steps() == [500, 600, 700]
+    flip(store.folder / "step-000000700/part")
+    assert store.latest().step == 600
+    assert sorted(set(os.listdir(store.folder)) - {".lock"}) == [
+        "damaged-step-000000700", "step-000000500", "step-000000600",
+    ]  # fmt: skip
+
+
+def test_a_damaged_root_leaves_a_checkpoint_of_another_root(store):
+    _save(store, 100, None)
+    _save(store, 200, 100, full=True)
+    _save(store, 300, 200)
+    _save(store, 400, 300)
+    assert store.steps() == [100, 200, 300, 400]
+    flip(store.folder / "step-000000200/part")
+    assert store.latest().step == 100
+
+
+def test_training_does_not_begin_anew_when_all_checkpoints_are_damaged(store):
+    _save(store, 100, None)
+    flip(store.folder / "step-000000100/part")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="all checkpoints are damaged.*remove them all"):
+            store.latest()
+    shutil.rmtree(store.folder / "damaged-step-000000100")
+    assert store.latest() is None
 
 
 def test_two_processes_cannot_train_one_run(store):

@@ -98,6 +98,35 @@ def test_a_preempted_chief_is_started_again_and_not_held_against_it(tmp_path):
     assert ("preempted", 75) in _events(supervisor, "chief 0")
 
 
+def test_a_preempted_group_is_not_disturbed_while_it_saves(tmp_path):
+    chief = python(
+        "import pathlib, signal, sys, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r}); once = folder / 'once'\n"
+        "if once.exists(): sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'signalled').touch())\n"
+        "once.touch(); time.sleep(1.5); (folder / 'saved').touch(); sys.exit(75)"
+    )
+    worker = python(
+        "import pathlib, sys, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "while not (folder / 'once').exists(): time.sleep(0.05)\n"
+        "sys.exit(0 if (folder / 'saved').exists() else 75)"
+    )
+    cluster = _cluster("multi_worker_mirrored", processes={"worker": 1})
+    with Supervisor(cluster, tmp_path, {"chief": chief, "worker": worker}) as supervisor:
+        assert supervisor.wait(60) == 0
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "signalled").exists()
+
+
+def test_an_exception_after_a_long_life_is_a_new_one(tmp_path):
+    chief = python("import time; time.sleep(0.3); raise ValueError")
+    cluster = _cluster("single", restart_window=0.1, max_restarts=1)
+    lives = 4
+    with Supervisor(cluster, tmp_path, {"chief": chief}, backoff_seconds=0.01) as supervisor:
+        until(lambda: _of(supervisor, "chief 0").restarts >= lives, f"{lives} restarts")
+
+
 def test_exhausted_restarts_stop_everything_and_say_why(tmp_path):
     cluster = _cluster("parameter_server", processes={"worker": 1, "ps": 1}, max_restarts=2)
     commands = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import types
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from modules.training import finetune
+from modules.training.checkpoint import preemption
+from modules.training.cluster.events import TRAINING_EVENTS, read_events
 from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
@@ -39,13 +42,15 @@ def transformed(tmp_path_factory) -> Transformed:
     return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
 
 
-def losses(transformed: Transformed, folder, cluster: dict) -> tuple[np.ndarray, list[dict]]:
+def losses(
+    transformed: Transformed, folder, cluster: dict, **config: str
+) -> tuple[np.ndarray, list[dict]]:
     """Of every step of fine-tuning from scratch, without dropout; and each epoch's records."""
     spec = two_phase_spec(training={"pretrain": {"epochs": 0}, "finetune": PHASE})
     sizes = {"full_softmax_rows": LARGE_FROM, "dropout": 0.0}
     spec = spec.model_copy(update={"model": spec.model.model_copy(update=sizes)})
     cluster = cluster | {"report_every_steps": 1}
-    transformed.train(finetune, spec, folder, None, cluster=cluster)
+    transformed.train(finetune, spec, folder, None, cluster=cluster, **config)
     history = (folder / finetune.NAME / "run" / "history.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in history]
     steps = [r["loss"] for r in records if "epoch_end" not in r]
@@ -67,3 +72,18 @@ def test_losses_of_every_step_are_those_of_one_process(placement, transformed, a
         assert epoch.keys() == expected.keys()
         for name in expected.keys() - {"phase"}:
             np.testing.assert_allclose(epoch[name], expected[name], rtol=2e-2, atol=1e-3)
+
+
+def test_a_run_goes_on_under_another_placement(transformed, alone, tmp_path, monkeypatch):
+    state = str(tmp_path / "state")
+    asked = itertools.count()
+    with monkeypatch.context() as patched:
+        patched.setattr(preemption.StopRequest, "is_set", lambda _: next(asked) >= 3)
+        with pytest.raises(KeyboardInterrupt):
+            losses(transformed, tmp_path / "first", {}, state=state)
+    cluster = CLUSTERS["parameter_server"]
+    steps, _ = losses(transformed, tmp_path / "second", cluster, state=state)
+    np.testing.assert_allclose(steps, alone.steps, atol=1e-4)
+    events = read_events(tmp_path / "second" / finetune.NAME / "run" / TRAINING_EVENTS)
+    (resumed,) = [event["step"] for event in events if event["event"] == "resumed"]
+    assert 0 < resumed < len(steps)

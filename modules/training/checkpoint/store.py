@@ -60,7 +60,8 @@ class Checkpoints:
     Args:
       folder: made by the first `begin`.
       run: fingerprint of what is trained; another run's checkpoints are refused.
-      keep: the newest so many are kept, with all that their tables need.
+      keep: the newest so many are kept, with all that their tables need; from two on also one
+        that needs none of the same files, should a file be damaged.
       max_deltas: longest chain of changes; the next checkpoint is a merged, full one.
 
     Attributes:
@@ -89,9 +90,12 @@ class Checkpoints:
         Reads every byte of it. A damaged one is logged, listed in `skipped` and renamed to
         `damaged-…`, and so are those that need it.
 
+        Returns:
+          None: nothing was saved yet.
+
         Raises:
-          CheckpointError: the folder is another run's, or can't be read at all (permissions, a
-            lost mount), which says nothing about what is in it.
+          CheckpointError: all are damaged; or the folder is another run's, or can't be read at all
+            (permissions, a lost mount), which says nothing about what is in it.
         """
         opened: dict[int, Checkpoint] = {}
         for step in reversed(self.steps()):
@@ -99,6 +103,11 @@ class Checkpoints:
                 return self._open(step, opened)
             except DamagedError as damage:
                 self._set_aside(step, str(damage))
+        if any(self.folder.glob(f"{_DAMAGED}*")):
+            raise CheckpointError(
+                f"{self.folder}: all checkpoints are damaged, and kept as {_DAMAGED}…: put one back"
+                " in order and under its old name, or remove them all to train from the beginning"
+            )
         return None
 
     def at(self, step: int) -> Checkpoint:
@@ -194,7 +203,7 @@ class Checkpoints:
         """Removes what is too old. A failure is logged: the new checkpoint is safe."""
         steps = self.steps()
         try:
-            needed = {m.step for kept in steps[-self.keep :] for _, m in self._ancestors(kept)}
+            needed = self._needed(steps)
             for step in sorted(set(steps) - needed, reverse=True):
                 # First out of sight, as half a checkpoint would look like a damaged one.
                 folder = self.folder / f"{_UNFINISHED}pruned-{_name(step)}"
@@ -202,6 +211,16 @@ class Checkpoints:
                 shutil.rmtree(folder)
         except (OSError, CheckpointError) as error:
             _LOG.warning("%s: old checkpoints were not all removed: %s", self.folder, error)
+
+    def _needed(self, steps: list[int]) -> set[int]:
+        needed: set[int] = set()
+        roots: set[int] = set()
+        for kept, step in enumerate(reversed(steps)):
+            chain = [found.step for _, found in self._ancestors(step)]
+            if kept < self.keep or (len(roots) == 1 < self.keep and chain[-1] not in roots):
+                needed.update(chain)
+                roots.add(chain[-1])
+        return needed
 
 
 def _name(step: int) -> str:

@@ -73,7 +73,8 @@ class Checkpoint(_Strict):
 
     every_steps: _Positive = 500
     keep: _Positive = 2
-    """Checkpoints that can be restored; what their deltas stand on is kept too."""
+    """The newest so many are kept, and what their deltas stand on; from two on also one that
+    stands on nothing of that."""
     max_deltas: _Count = 8
     """Deltas of tables in a row before all touched rows are written again."""
 

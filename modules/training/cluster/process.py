@@ -75,6 +75,11 @@ class Process:
     def alive(self) -> bool:
         return self._popen is not None
 
+    @property
+    def lived(self) -> float:
+        """Seconds of its last life, after it died."""
+        return self.died_at - self._started_at if self.died_at is not None else 0.0
+
     def start(self) -> None:
         """Starts the command in a session of its own, its output appended to the log.
 

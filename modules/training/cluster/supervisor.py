@@ -227,7 +227,8 @@ class Supervisor:
             return
         preempted = self._trains(process) and code == PREEMPTED
         self._record("preempted" if preempted else "death", process, **_death_fields(code))
-        process.faults = process.faults + 1 if code == _EXCEPTION else 0
+        if not with_group:
+            self._count_fault(process, code)
         if self._trains(process) and not with_group:
             if code == _USAGE_ERROR:
                 self._fail(process, code, "(it was asked for wrongly)")
@@ -238,6 +239,11 @@ class Supervisor:
         self._schedule(process)
         if self._trains(process) and not with_group:
             self._take_along(process, preempted)
+
+    def _count_fault(self, process: Process, code: int) -> None:
+        """An exception after a long life is a new one."""
+        before = process.faults if process.lived < self.cluster.restart_window else 0
+        process.faults = before + 1 if code == _EXCEPTION else 0
 
     def _count_restart(self, process: Process, code: int) -> None:
         now = time.monotonic()
@@ -268,13 +274,16 @@ class Supervisor:
 
     def _take_along(self, process: Process, preempted: bool) -> None:
         # After a crash the others hang in a collective: nothing to save. After a pre-emption
-        # they are saving too. A coordinator's servers would keep its variables for ten minutes
-        # beside those that the next one makes.
+        # they are saving too, and a second SIGTERM would end that. A coordinator's servers would
+        # keep its variables for ten minutes beside those that the next one makes.
         for other in self._processes:
             if other is process or not self._goes_along(other):
                 continue
             if other.alive:
-                other.send(signal.SIGTERM if preempted else signal.SIGKILL)
+                if not preempted:
+                    other.send(signal.SIGKILL)
+                elif not self._trains(other):
+                    other.send(signal.SIGTERM)
                 self._regrouping[other] = time.monotonic() + self._grace
             else:
                 self._schedule(other)
