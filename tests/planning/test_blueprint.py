@@ -9,7 +9,7 @@ from benchmarks.planning import spec_of
 from data.spec import load_spec, parse_spec
 from modules.embeddings.local_tables import LocalTables
 from modules.training.checkpoint.dense import dense_snapshot
-from modules.training.cluster.config import parse_cluster
+from modules.training.cluster.config import Cluster, parse_cluster
 from modules.training.planning.baseline import Baselines
 from modules.training.planning.batch import synthetic_batch, with_empty_rows
 from modules.training.planning.blueprint import draw
@@ -76,11 +76,35 @@ def test_a_trillion_parameters_take_no_memory_and_many_servers():
     assert sum(p.parts["large tables"] for p in servers) == exact
     (first, second) = too_large(memory, {"ps": 24 * 2**30})
     assert first.startswith("ps 0 needs 2,1") and "may have 24.0 GiB" in first
-    single, sharded, tier = recommend(drawn, cluster, BASE, 24 * 2**30)
+    single, sharded, tier = recommend(drawn, spec, cluster, BASE, 24 * 2**30)
     assert single.servers == 0 and single.largest.bytes > 24 * 2**30
     least = exact / (24 * 2**30)
     assert least <= tier.servers < least + 2 and least <= sharded.servers < least + 2
     assert tier.largest.bytes <= 24 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("item", "refused"),
+    [
+        ({"rows": 7, "top_k": 5}, {"hybrid": "and the spec has none; lower that number"}),
+        (
+            {"dynamic": {"capacity": 16, "tail_rows": 6}},
+            {
+                "parameter_server": "parameter_server can't train the dynamic table 'item'",
+                "hybrid": "hybrid can't train the dynamic table 'item'",
+            },
+        ),
+    ],
+)
+def test_what_run_refuses_is_not_recommended(item, refused, drawn):
+    channel = {"name": "item", "scope": "sequence", "kind": "id", "dim": 8, "mask_prediction": True}
+    spec = make_spec(
+        channels=[channel | item], tasks=[{"name": "old", "per": "user", "label": "age"}]
+    )
+    fits = recommend(drawn, spec, Cluster(), BASE, 24 * 2**30)
+    said = {fit.placement: fit.refused for fit in fits if fit.refused}
+    assert said.keys() == refused.keys()
+    assert all(refused[placement] in said[placement] for placement in said)
 
 
 def test_halves_at_rest_and_on_the_wire_are_counted(drawn):

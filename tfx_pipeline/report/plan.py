@@ -96,6 +96,9 @@ def _costs(plan: Plan, timed: Speed | None) -> rich.table.Table:
 def _fits(plan: Plan, limit: int) -> rich.table.Table:
     table = rich.table.Table(f"with {gib(limit)} a process", "ps needed", "largest process", "")
     for fit in plan.fits:
+        if fit.refused:
+            table.add_row(fit.placement, "", "", fit.refused)
+            continue
         servers = "no number does" if fit.servers is None else f"{fit.servers:,}"
         needs = f"{fit.largest.name}: {gib(fit.largest.bytes)}"
         table.add_row(

@@ -107,6 +107,7 @@ class Plan:
                     "ps": f.servers,
                     "largest": f.largest.name,
                     "largest_bytes": f.largest.bytes,
+                    "refused": f.refused,
                 }
                 for f in self.fits
             ],
@@ -149,7 +150,7 @@ def make_plan(
         disk=write_speed(os.getcwd()),
         calibration=_calibrate(spec, name, counts, size, baselines) if calibrate else None,
         limit=limit,
-        fits=tuple(recommend(blueprint, cluster, baselines, limit)) if limit else (),
+        fits=tuple(recommend(blueprint, spec, cluster, baselines, limit)) if limit else (),
     )
 
 

@@ -6,7 +6,9 @@ import bisect
 import math
 from typing import NamedTuple
 
-from modules.training.cluster.config import Cluster, Placement, Processes
+from data.spec import Spec
+from modules.training.cluster.config import Cluster, ClusterError, Placement, Processes
+from modules.training.cluster.possible import require_possible
 from modules.training.planning.baseline import Baselines
 from modules.training.planning.blueprint import Blueprint, total
 from modules.training.planning.memory import ProcessMemory, processes
@@ -17,23 +19,27 @@ class Fit(NamedTuple):
 
     servers: the fewest that hold what servers hold, 0 where it has none; None: no number does.
     largest: of the processes then. It fits if this one does.
+    refused: why `run` wouldn't train the spec so, whatever fits; None: it would.
     """
 
     placement: Placement
     servers: int | None
     largest: ProcessMemory
+    refused: str | None
 
 
 _TRIED: tuple[Placement, ...] = ("single", "parameter_server", "hybrid")
 
 
-def recommend(plan: Blueprint, cluster: Cluster, baselines: Baselines, limit: int) -> list[Fit]:
+def recommend(
+    plan: Blueprint, spec: Spec, cluster: Cluster, baselines: Baselines, limit: int
+) -> list[Fit]:
     """One line a placement; `cluster` gives the dials, the devices and the workers.
 
     Args:
       limit: bytes that a process may have.
     """
-    return [_fit(plan, _of(cluster, placement), baselines, limit) for placement in _TRIED]
+    return [_fit(plan, spec, _of(cluster, placement), baselines, limit) for placement in _TRIED]
 
 
 def _of(cluster: Cluster, placement: Placement) -> Cluster:
@@ -49,10 +55,19 @@ def _of(cluster: Cluster, placement: Placement) -> Cluster:
     )
 
 
-def _fit(plan: Blueprint, cluster: Cluster, baselines: Baselines, limit: int) -> Fit:
+def _fit(plan: Blueprint, spec: Spec, cluster: Cluster, baselines: Baselines, limit: int) -> Fit:
     servers = _fewest(plan, cluster, baselines, limit) if cluster.count("ps") else 0
     memory = processes(plan, _with(cluster, servers or cluster.count("ps")), baselines)
-    return Fit(cluster.placement, servers, max(memory, key=lambda process: process.bytes))
+    largest = max(memory, key=lambda process: process.bytes)
+    return Fit(cluster.placement, servers, largest, _refused(cluster, spec))
+
+
+def _refused(cluster: Cluster, spec: Spec) -> str | None:
+    try:
+        require_possible(cluster, spec)
+    except ClusterError as error:
+        return str(error)
+    return None
 
 
 def _fewest(plan: Blueprint, cluster: Cluster, baselines: Baselines, limit: int) -> int | None:
