@@ -56,13 +56,16 @@ def main(arguments: list[str]) -> int:
     try:
         task = TrainingTask.model_validate_json(given.task.read_text())
         place = task_from_environment()
+        cluster = task.cluster
+        if place is not None:
+            cluster = cluster.at(place.addresses.model_dump(), "TF_CONFIG")
     except (OSError, pydantic.ValidationError, ClusterError) as error:
         print(f"error: {given.task}: {error}", file=sys.stderr)
         return _USAGE_ERROR
-    return _train(task, place)
+    return _train(task, cluster, place)
 
 
-def _train(task: TrainingTask, place: ClusterTask | None) -> int:
+def _train(task: TrainingTask, cluster: Cluster, place: ClusterTask | None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.
@@ -75,7 +78,6 @@ def _train(task: TrainingTask, place: ClusterTask | None) -> int:
     logging.getLogger("progress").setLevel(logging.INFO)
     phase = importlib.import_module(f"modules.training.{task.phase}")
     fn_args = types.SimpleNamespace(**task.fn_args)
-    cluster = task.cluster if place is None else task.cluster.at(place.addresses.model_dump())
     use_devices(cluster)
     try:
         train(lambda: phase.program(fn_args), fn_args, pathlib.Path(task.folder), cluster, place)

@@ -1,0 +1,26 @@
+"""A trainer's command that is asked for wrongly says so, before TensorFlow is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from modules.training.cluster.config import parse_cluster, tf_config
+from modules.training.task import TrainingTask, main
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "said"),
+    [
+        ({"chief": ["a:1"]}, "TF_CONFIG: not a valid cluster:\n  placement: hybrid needs"),
+        (None, "TF_CONFIG: not JSON"),
+    ],
+)
+def test_a_tf_config_that_does_not_fit_is_one_error(elsewhere, said, tmp_path, monkeypatch, capsys):
+    cluster = parse_cluster({"placement": "hybrid", "processes": {"ps": 1}})
+    path = tmp_path / "task.json"
+    task = TrainingTask(phase="finetune", fn_args={}, cluster=cluster, folder=str(tmp_path))
+    path.write_text(task.model_dump_json())
+    place = tf_config(parse_cluster({"addresses": elsewhere}), "chief", 0) if elsewhere else "{"
+    monkeypatch.setenv("TF_CONFIG", place)
+    assert main([f"--task={path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: {said}")
