@@ -20,7 +20,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import parse_spec
 from modules.training.checkpoint.store import Checkpoints
-from modules.training.cluster.config import Cluster, parse_cluster
+from modules.training.cluster.config import Cluster, Threads, parse_cluster
 from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, Event, read_events
 from modules.training.cluster.possible import require_possible
 from modules.training.cluster.supervisor import Supervisor, stopped_by_signals
@@ -78,7 +78,8 @@ def _train(
 ) -> Trained:
     if cluster.kubernetes is not None:
         _hand_over(phase.NAME, fn_args, folder, cluster)
-    if cluster.placement == "single":
+    # Thread pools are set before TensorFlow starts, which it has in this process.
+    if cluster.placement == "single" and cluster.threads == Threads():
         return _train_here(phase, fn_args, folder, cluster)
     return _train_in_cluster(phase.NAME, fn_args, folder, cluster)
 

@@ -50,6 +50,7 @@ def test_every_placement_with_processes_has_an_example():
             "placement",
             "has no ps processes",
         ),
+        ({"devices": 2}, "devices", "take placement 'mirrored'"),
         ({"placement": "mirrored", "processes": {"worker": 1}}, "placement", "leave 'worker' out"),
         ({"processes": {}, "addresses": {"chief": ["a:1"]}}, "processes and addresses", "give one"),
         ({"addresses": {"worker": ["a:1"]}}, "addresses", "exactly one"),

@@ -11,7 +11,7 @@ import pytest
 
 from modules.training import finetune
 from modules.training.checkpoint import preemption
-from modules.training.cluster.events import TRAINING_EVENTS, read_events
+from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, read_events
 from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,7 @@ PHASE = {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "table_learning_r
 LARGE_FROM = 8
 """Rows; tables on either side of it are in the spec."""
 CLUSTERS = {
+    "single": {"threads": {"intra_op": 1, "inter_op": 2}},
     "mirrored": {"placement": "mirrored", "devices": 2},
     "multi_worker_mirrored": {"placement": "multi_worker_mirrored", "processes": {"worker": 1}},
     "parameter_server": {
@@ -67,6 +68,8 @@ def alone(transformed, tmp_path_factory) -> types.SimpleNamespace:
 @pytest.mark.parametrize("placement", CLUSTERS)
 def test_losses_of_every_step_are_those_of_one_process(placement, transformed, alone, tmp_path):
     steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement])
+    # Also with thread pools of its own: they can't be those of this process.
+    assert (tmp_path / finetune.NAME / "run" / CLUSTER_EVENTS).exists()
     np.testing.assert_allclose(steps, alone.steps, atol=1e-4)
     for epoch, expected in zip(epochs, alone.epochs, strict=True):
         assert epoch.keys() == expected.keys()

@@ -198,6 +198,8 @@ class Cluster(_Strict):
 
     @pydantic.model_validator(mode="after")
     def _devices_are_of_one_host(self) -> Cluster:
+        if self.placement == "single" and (self.devices or 1) > 1:
+            raise ValueError("devices: single trains on one; take placement 'mirrored'")
         several = len(self.trainer_roles) > 1 and self.count("worker")
         if several and (self.devices or 1) > 1:
             raise ValueError(
