@@ -2,8 +2,9 @@
 
 As there, a container gets its image's environment, the manifest's and `TF_CONFIG`, and is started
 again when it fails (`restartPolicy: OnFailure`); the job succeeds with its chief, and then what
-still runs is deleted (`cleanPodPolicy: Running`). Of the manifest's commands only `python` is
-another one, and of the addresses host and port: pods have theirs to themselves.
+still runs is deleted (`cleanPodPolicy: Running`; here at once, as there is nothing left to save).
+Of the manifest's commands only `python` is another one, and of the addresses host and port: pods
+have theirs to themselves.
 """
 
 from __future__ import annotations
@@ -56,6 +57,20 @@ class Pods:
                 assert time.monotonic() < deadline, f"{self.exit_codes}\n{self.log('chief-0')}"
                 time.sleep(0.2)
 
+    def drain(self) -> None:
+        """Tells all pods to stop at once, and waits until they have; then they come back."""
+        told = time.monotonic()
+        for process in self.processes.values():
+            process.terminate()
+        for pod, process in self.processes.items():
+            spec = self._replicas[pod.split("-")[0]]["template"]["spec"]
+            left = told + spec["terminationGracePeriodSeconds"] - time.monotonic()
+            try:
+                process.wait(max(0.0, left))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
     def log(self, pod: str) -> str:
         return (self._logs / pod).read_text(errors="replace")
 
@@ -68,13 +83,9 @@ class Pods:
             yield
         finally:
             for process in self.processes.values():
-                process.terminate()
+                process.kill()
             for process in self.processes.values():
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                process.wait()
 
     def _start(self, name: str, index: int) -> None:
         (container,) = self._replicas[name]["template"]["spec"]["containers"]

@@ -117,7 +117,8 @@ def test_hybrid_trainers_train_and_its_ps_serve_alone():
         assert container["args"] == ["-m", "modules.training.task", f"--task={TASK}"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
     (container,) = _pod(manifest, "PS")["containers"]
-    assert container["args"] == ["-m", "modules.training.cluster.server", "--alone"]
+    serving = ["-m", "modules.training.cluster.server", "--alone", "--linger=120"]
+    assert container["args"] == serving
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
@@ -125,7 +126,7 @@ def test_parameter_server_workers_serve_and_have_the_gpus():
     manifest = _manifest("parameter_server")
     for replica in ("Worker", "PS"):
         (container,) = _pod(manifest, replica)["containers"]
-        assert container["args"] == ["-m", "modules.training.cluster.server"]
+        assert container["args"] == ["-m", "modules.training.cluster.server", "--linger=120"]
     gpus = {
         name: _pod(manifest, name)["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
         for name in ("Chief", "Worker", "PS")
@@ -159,11 +160,11 @@ def test_who_computes_the_model_has_threads_for_the_pods_cores():
     assert _threads(tfjob(parse_cluster(raw), TASK)) == {"Chief": None}
 
 
-def test_every_pod_can_save_before_it_goes_and_comes_back():
+def test_trainers_can_save_before_their_servers_go_and_every_pod_comes_back():
     manifest = _manifest("hybrid")
     for name, replica in manifest["spec"]["tfReplicaSpecs"].items():
         pod = _pod(manifest, name)
-        assert pod["terminationGracePeriodSeconds"] == 120
+        assert pod["terminationGracePeriodSeconds"] == (130 if name == "PS" else 120)
         assert replica["restartPolicy"] == "OnFailure"  # ExitCode would take 75 for final
         (container,) = pod["containers"]
         # The names that the operator looks for.

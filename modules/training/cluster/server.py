@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 from modules.training.cluster.config import (
     ROLES,
@@ -50,8 +51,8 @@ def die_with_parent() -> None:
         sys.exit(TERMINATED)
 
 
-def serve(task: ClusterTask, *, alone: bool, intra_op: int, inter_op: int) -> None:
-    """Serves until SIGTERM or SIGINT.
+def serve(task: ClusterTask, *, alone: bool, intra_op: int, inter_op: int, linger: int) -> None:
+    """Serves until SIGTERM or SIGINT, and `linger` seconds more.
 
     Raises:
       ClusterError: the port is taken.
@@ -84,6 +85,7 @@ def serve(task: ClusterTask, *, alone: bool, intra_op: int, inter_op: int) -> No
         ) from None
     print(f"{task.type} {task.index} ready at {task.address} ({server.target})", flush=True)
     signal.sigwait(stops)
+    time.sleep(linger)
     os._exit(TERMINATED)  # not 0: Kubernetes must not take a stopped server for a finished one
 
 
@@ -98,6 +100,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--die_with_parent", action="store_true", help="leave no orphan")
     parser.add_argument("--intra_op", type=int, default=0, help="threads of one op; 0: all cores")
     parser.add_argument("--inter_op", type=int, default=0, help=f"ops at once; >= {MIN_INTER_OP}")
+    parser.add_argument(
+        "--linger",
+        type=int,
+        default=0,
+        help="seconds to go on after SIGTERM: trainers that got it too save what is here",
+    )
     flags = parser.parse_args(argv)
     if flags.die_with_parent:
         die_with_parent()
@@ -107,7 +115,13 @@ def main(argv: list[str]) -> int:
             raise ClusterError("TF_CONFIG: not set; it says which server this is")
         if task.type == "chief":
             raise ClusterError("TF_CONFIG: a chief runs the training command, not a server")
-        serve(task, alone=flags.alone, intra_op=flags.intra_op, inter_op=flags.inter_op)
+        serve(
+            task,
+            alone=flags.alone,
+            intra_op=flags.intra_op,
+            inter_op=flags.inter_op,
+            linger=flags.linger,
+        )
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USAGE_ERROR

@@ -18,6 +18,8 @@ _REPLICA_NAMES: dict[Role, str] = {"chief": "Chief", "worker": "Worker", "ps": "
 # The operator looks for these names, and puts this port into TF_CONFIG's addresses.
 _CONTAINER, _PORT_NAME, _PORT = "tensorflow", "tfjob-port", 2222
 _GPU = "nvidia.com/gpu"
+_TO_LEAVE_SECONDS = 10
+"""A server's, once it has outlasted the trainers."""
 
 
 def tfjob(cluster: Cluster, task: str) -> dict[str, Any]:
@@ -74,11 +76,13 @@ def manifest_yaml(cluster: Cluster, task: str) -> str:
 def _replica(cluster: Cluster, kubernetes: Kubernetes, role: Role, task: str) -> dict[str, Any]:
     trains = role in cluster.trainer_roles
     training = ["-m", "modules.training.task", f"--task={task}"]
+    # A deletion or a drain tells all pods at once; trainers save what servers hold.
+    serving = [*server_arguments(cluster), f"--linger={cluster.grace_seconds}"]
     container = {
         "name": _CONTAINER,
         "image": kubernetes.image,
         "command": ["python"],
-        "args": training if trains else server_arguments(cluster),
+        "args": training if trains else serving,
         "ports": [{"name": _PORT_NAME, "containerPort": _PORT}],
         "resources": _resources(kubernetes, role),
         "volumeMounts": [{"name": "training", "mountPath": kubernetes.volume.mount}],
@@ -89,7 +93,8 @@ def _replica(cluster: Cluster, kubernetes: Kubernetes, role: Role, task: str) ->
         container["env"] = [{"name": "TF_NUM_INTRAOP_THREADS", "value": cpu}]
     claim = {"claimName": kubernetes.volume.claim}
     pod = {
-        "terminationGracePeriodSeconds": cluster.grace_seconds,
+        "terminationGracePeriodSeconds": cluster.grace_seconds
+        + (0 if trains else _TO_LEAVE_SECONDS),
         "containers": [container],
         "volumes": [{"name": "training", "persistentVolumeClaim": claim}],
     }
