@@ -27,7 +27,7 @@ from modules.training.cluster.config import (
 )
 from modules.training.cluster.server import die_with_parent
 
-_USAGE_ERROR = 2
+_FAILED, _USAGE_ERROR = 1, 2
 
 
 class TrainingTask(pydantic.BaseModel):
@@ -45,8 +45,8 @@ class TrainingTask(pydantic.BaseModel):
 
 
 def main(arguments: list[str]) -> int:
-    """Trains; returns the exit code: 0 done, 75 stopped and saved, 76 another process was lost, 2
-    asked for wrongly."""
+    """Trains; returns the exit code: 0 done, 75 stopped and saved, 76 another process was lost, 1
+    no checkpoint can be read or written, 2 asked for wrongly."""
     parser = argparse.ArgumentParser(prog="python -m modules.training.task", description=__doc__)
     parser.add_argument("--task", required=True, type=pathlib.Path, help="the task's JSON file")
     parser.add_argument("--die_with_parent", action="store_true", help="not to be left behind")
@@ -69,6 +69,7 @@ def _train(task: TrainingTask, cluster: Cluster, place: ClusterTask | None) -> i
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     # Imported only now: TensorFlow reads those when it is.
+    from modules.training.checkpoint.error import CheckpointError
     from modules.training.loop import Preempted
     from modules.training.lost import lost_another
     from modules.training.placements.create import use_devices
@@ -89,7 +90,10 @@ def _train(task: TrainingTask, cluster: Cluster, place: ClusterTask | None) -> i
         return _USAGE_ERROR
     except Exception as error:
         if not lost_another(error):
-            raise
+            if not isinstance(error, CheckpointError):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return _FAILED
         traceback.print_exc()
         print(f"another process was lost: {type(error).__name__}", file=sys.stderr, flush=True)
         os._exit(LOST)  # TensorFlow's own end would wait for that process
