@@ -1,6 +1,6 @@
 """TensorFlow's and TF Serving's API messages, without TensorFlow.
 
-`api.pb` is a FileDescriptorSet made by `generate.py` from the installed
+`api.pb` is a FileDescriptorSet made by `generate.py` from the `.proto` files here and the installed
 tensorflow-serving-api. It is loaded into a private descriptor pool, so these classes live beside
 TensorFlow's own in one process; both speak the same wire format.
 """
@@ -34,15 +34,29 @@ def message_class(full_name: str) -> type[message.Message]:
     return message_factory.MessageFactory(_pool()).GetPrototype(descriptor)
 
 
+ConfigProto = message_class("tensorflow.ConfigProto")
 Example = message_class("tensorflow.Example")
 MetaGraphDef = message_class("tensorflow.MetaGraphDef")
-ConfigProto = message_class("tensorflow.ConfigProto")
 TensorProto = message_class("tensorflow.TensorProto")
-PredictRequest = message_class("tensorflow.serving.PredictRequest")
-PredictResponse = message_class("tensorflow.serving.PredictResponse")
+BatchingParameters = message_class("tensorflow.serving.BatchingParameters")
+ClassificationRequest = message_class("tensorflow.serving.ClassificationRequest")
+ClassificationResponse = message_class("tensorflow.serving.ClassificationResponse")
 GetModelMetadataRequest = message_class("tensorflow.serving.GetModelMetadataRequest")
 GetModelMetadataResponse = message_class("tensorflow.serving.GetModelMetadataResponse")
 GetModelStatusRequest = message_class("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse = message_class("tensorflow.serving.GetModelStatusResponse")
+ModelServerConfig = message_class("tensorflow.serving.ModelServerConfig")
+ModelSpec = message_class("tensorflow.serving.ModelSpec")
 ModelVersionStatus = message_class("tensorflow.serving.ModelVersionStatus")
+MonitoringConfig = message_class("tensorflow.serving.MonitoringConfig")
+MultiInferenceRequest = message_class("tensorflow.serving.MultiInferenceRequest")
+MultiInferenceResponse = message_class("tensorflow.serving.MultiInferenceResponse")
+PredictRequest = message_class("tensorflow.serving.PredictRequest")
+PredictResponse = message_class("tensorflow.serving.PredictResponse")
+PredictionLog = message_class("tensorflow.serving.PredictionLog")
+RegressionRequest = message_class("tensorflow.serving.RegressionRequest")
+RegressionResponse = message_class("tensorflow.serving.RegressionResponse")
+ReloadConfigRequest = message_class("tensorflow.serving.ReloadConfigRequest")
+ReloadConfigResponse = message_class("tensorflow.serving.ReloadConfigResponse")
+SSLConfig = message_class("tensorflow.serving.SSLConfig")
 SignatureDefMap = message_class("tensorflow.serving.SignatureDefMap")

@@ -1,13 +1,18 @@
-"""Writes `api.pb` from the installed tensorflow-serving-api: `python serving/protos/generate.py`.
+"""Writes `api.pb`: `python serving/protos/generate.py`.
 
-Needs TensorFlow; run it when the pinned versions change.
+From the installed tensorflow-serving-api and the `.proto` files beside this one. Needs TensorFlow
+and grpcio-tools; run it when a pin or a `.proto` file changes.
 """
 
 import importlib
 import pathlib
+import tempfile
 
+import grpc_tools
 from google.protobuf import descriptor, descriptor_pb2
+from grpc_tools import protoc
 
+FOLDER = pathlib.Path(__file__).parent
 MODULES = (
     "tensorflow_serving.apis.prediction_service_pb2",
     "tensorflow_serving.apis.model_service_pb2",
@@ -20,7 +25,7 @@ MODULES = (
 
 
 def descriptor_set() -> descriptor_pb2.FileDescriptorSet:
-    """`MODULES`' files and all they import, dependencies first."""
+    """`MODULES`' files, ours, and all they import, dependencies first."""
     files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
     def add(file: descriptor.FileDescriptor) -> None:
@@ -33,11 +38,32 @@ def descriptor_set() -> descriptor_pb2.FileDescriptorSet:
 
     for module in MODULES:
         add(importlib.import_module(module).DESCRIPTOR)
+    for ours in _compiled():
+        files.setdefault(ours.name, ours)
     return descriptor_pb2.FileDescriptorSet(file=files.values())
+
+
+def _compiled() -> list[descriptor_pb2.FileDescriptorProto]:
+    standard = pathlib.Path(grpc_tools.__file__).with_name("_proto")
+    with tempfile.NamedTemporaryFile() as output:
+        code = protoc.main(
+            [
+                "protoc",
+                f"-I{FOLDER}",
+                f"-I{standard}",
+                "--include_imports",
+                f"--descriptor_set_out={output.name}",
+                *sorted(map(str, FOLDER.glob("*.proto"))),
+            ]
+        )
+        if code:
+            raise SystemExit("protoc failed; its messages are above")
+        content = pathlib.Path(output.name).read_bytes()
+    return list(descriptor_pb2.FileDescriptorSet.FromString(content).file)
 
 
 if __name__ == "__main__":
     content = descriptor_set().SerializeToString(deterministic=True)
-    path = pathlib.Path(__file__).with_name("api.pb")
+    path = FOLDER / "api.pb"
     path.write_bytes(content)
     print(f"{path}: {len(content)} bytes")

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags  # noqa: E402
 
 from serving import protos  # noqa: E402
-from serving.server import model, server  # noqa: E402
+from serving.server import model, models, servable, server  # noqa: E402
 
 _PORT = flags.DEFINE_integer(
     "port", 8500, "gRPC port; 0 lets the system choose one.", lower_bound=0, upper_bound=65535
@@ -87,10 +87,11 @@ def main(argv: list[str]) -> None:
     config = protos.ConfigProto(
         intra_op_parallelism_threads=_INTRA_OP.value, inter_op_parallelism_threads=_INTER_OP.value
     )
-    served = model.Model(_MODEL_NAME.value, _base_path(), config.SerializeToString())
+    options = servable.Options(session_config=config.SerializeToString())
+    served = model.Model(_MODEL_NAME.value, _base_path(), options)
     try:
         running = server.Server(
-            {served.name: served},
+            models.Models([served]),
             host=_HOST.value,
             port=_PORT.value,
             max_threads=_MAX_THREADS.value,

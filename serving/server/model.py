@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import grpc
 
 from serving import errors
-from serving.server import saved_model
+from serving.server.servable import Options, Servable
 from serving.server.version import State, Version
 
 GRAPH_FILE = "saved_model.pb"
@@ -25,14 +25,14 @@ class Model:
       base_path: holds directories named by version number.
     """
 
-    def __init__(self, name: str, base_path: str, config: bytes = b""):
+    def __init__(self, name: str, base_path: str, options: Options = Options()):  # noqa: B008
         """
         Args:
-          config: a serialized `tensorflow.ConfigProto` for every version's session.
+          options: how its versions are loaded and run.
         """
         self.name = name
         self.base_path = pathlib.Path(base_path)
-        self._config = config
+        self._options = options
         self._versions: dict[int, Version] = {}
         self._failed: dict[int, frozenset] = {}
         self._warned = ""
@@ -57,7 +57,7 @@ class Model:
                 version.unload()
 
     @contextlib.contextmanager
-    def use(self, number: int | None) -> Iterator[tuple[int, saved_model.SavedModel]]:
+    def use(self, number: int | None) -> Iterator[tuple[int, Servable]]:
         """Holds one version loaded for the block.
 
         Args:
@@ -133,7 +133,7 @@ class Model:
         version = Version(number, str(path))
         # A new dictionary, so that readers on other threads never see one change under them.
         self._versions = {**self._versions, number: version}
-        version.load(self._config)
+        version.load(self._options)
         if version.error:
             self._failed[number] = files or _fingerprint(path)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import grpc
@@ -9,18 +10,20 @@ import numpy as np
 from google.protobuf import message
 
 from serving import errors, protos, tensors
-from serving.server import requests
+from serving.server.models import Models, invalid
+from serving.server.servable import Servable
 
 DEFAULT_SIGNATURE = "serving_default"
 
 
 def predict(
-    models: requests.Models, request: message.Message, *, content: bool = False
+    models: Models, request: message.Message, deadline: float = math.inf, *, content: bool = False
 ) -> message.Message:
     """Runs the signature a request names on its inputs.
 
     Args:
       request: a PredictRequest.
+      deadline: a `time.monotonic()` moment after which nobody waits for the answer.
       content: answer with `tensor_content` instead of typed fields.
 
     Returns:
@@ -30,29 +33,36 @@ def predict(
       errors.ServingError: NOT_FOUND model or version, FAILED_PRECONDITION unknown signature,
         INVALID_ARGUMENT inputs or outputs, or what the model itself raised.
     """
-    model = requests.find_model(models, request)
-    with model.use(requests.version_number(request)) as (version, saved_model):
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    with models.use(request.model_spec) as used:
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        if name not in saved_model.signatures:
-            raise errors.ServingError(
-                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
-            )
-        signature = saved_model.signatures[name]
+        signature = signature_of(used.servable, name)
         inputs = _read_inputs(request, signature)
-        outputs = saved_model.run(name, inputs, _wanted_outputs(request, signature))
+        wanted = _wanted_outputs(request, signature)
+        outputs = used.servable.run(name, inputs, wanted, deadline)
     response = protos.PredictResponse()
-    response.model_spec.name = model.name
-    response.model_spec.version.value = version
+    response.model_spec.name = used.name
+    response.model_spec.version.value = used.version
     response.model_spec.signature_name = name
     for alias, array in outputs.items():
         tensors.to_proto(array, response.outputs[alias], content=content)
     return response
 
 
+def signature_of(servable: Servable, name: str) -> message.Message:
+    """The SignatureDef; raises FAILED_PRECONDITION if there is none of that name."""
+    if name not in servable.signatures:
+        raise errors.ServingError(
+            grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+        )
+    return servable.signatures[name]
+
+
 def _read_inputs(request: message.Message, signature: message.Message) -> dict[str, np.ndarray]:
     sent, expected = set(request.inputs), set(signature.inputs)
     if len(sent) != len(expected):
-        raise requests.invalid(
+        raise invalid(
             f"input size does not match signature: {len(sent)}!={len(expected)}"
             f" len({_set(sent)}) != len({_set(expected)})."
             f" Sent extra: {_set(sent - expected)}."
@@ -61,20 +71,20 @@ def _read_inputs(request: message.Message, signature: message.Message) -> dict[s
     arrays = {}
     for alias, proto in request.inputs.items():
         if alias not in expected:
-            raise requests.invalid(
+            raise invalid(
                 f"input tensor alias not found in signature: {alias}."
                 f" Inputs expected to be in the set {_set(expected)}."
             )
         wanted = signature.inputs[alias].dtype
         if proto.dtype != wanted:
-            raise requests.invalid(
+            raise invalid(
                 f"input {alias}: expected {tensors.dtype_name(wanted)},"
                 f" got {tensors.dtype_name(proto.dtype)}"
             )
         try:
             arrays[alias] = tensors.to_array(proto)
         except tensors.TensorError as error:
-            raise requests.invalid(f"tensor parsing error: {alias}: {error}") from None
+            raise invalid(f"tensor parsing error: {alias}: {error}") from None
     return arrays
 
 
@@ -82,12 +92,12 @@ def _wanted_outputs(request: message.Message, signature: message.Message) -> lis
     seen: set[str] = set()
     for alias in request.output_filter:
         if alias not in signature.outputs:
-            raise requests.invalid(
+            raise invalid(
                 f"output tensor alias not found in signature: {alias}"
                 f" Outputs expected to be in the set {_set(signature.outputs)}."
             )
         if alias in seen:
-            raise requests.invalid(f"duplicate output tensor alias: {alias}")
+            raise invalid(f"duplicate output tensor alias: {alias}")
         seen.add(alias)
     return list(request.output_filter) or sorted(signature.outputs)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 
@@ -12,7 +14,8 @@ import grpc
 from google.protobuf import message
 
 from serving import errors, protos, tensors
-from serving.server import metadata, predict, requests
+from serving.server import metadata, predict
+from serving.server.models import Models, invalid
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", tensors.MAX_BYTES),
@@ -20,7 +23,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port already taken is an error, not a second server behind it
 )
 
-Method = Callable[[requests.Models, message.Message], message.Message]
+Method = Callable[[Models, message.Message, float], message.Message]
 
 
 class Server:
@@ -32,7 +35,7 @@ class Server:
 
     def __init__(
         self,
-        models: requests.Models,
+        models: Models,
         *,
         host: str,
         port: int,
@@ -76,7 +79,7 @@ class Server:
     def _watch(self, interval: float) -> None:
         announced: set[str] = set()
         while not self._stop.is_set():
-            for model in self._models.values():
+            for model in self._models:
                 model.poll()
                 if model.available and model.name not in announced:
                     announced.add(model.name)
@@ -91,7 +94,7 @@ class Server:
         self._grpc.stop(grace).wait()
 
 
-def _handlers(models: requests.Models, content: bool) -> tuple[grpc.GenericRpcHandler, ...]:
+def _handlers(models: Models, content: bool) -> tuple[grpc.GenericRpcHandler, ...]:
     services: dict[str, dict[str, tuple[type[message.Message], Method]]] = {
         "tensorflow.serving.PredictionService": {
             "Predict": (
@@ -117,16 +120,18 @@ def _handlers(models: requests.Models, content: bool) -> tuple[grpc.GenericRpcHa
 
 
 def _answer(
-    models: requests.Models, request_class: type[message.Message], method: Method
+    models: Models, request_class: type[message.Message], method: Method
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     """Bytes in, bytes out; our errors become gRPC statuses."""
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            return method(models, request_class.FromString(data)).SerializeToString()
+            left = context.time_remaining()
+            deadline = math.inf if left is None else time.monotonic() + left
+            return method(models, request_class.FromString(data), deadline).SerializeToString()
         except message.DecodeError:
             name = request_class.DESCRIPTOR.name
-            failure = requests.invalid(f"the request is no valid {name}")
+            failure = invalid(f"the request is no valid {name}")
         except errors.ServingError as error:
             failure = error
         context.abort(failure.code, failure.message)

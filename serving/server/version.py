@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from serving import errors, protos
-from serving.server import saved_model
+from serving.server.servable import Options, Servable
 
 State = protos.ModelVersionStatus
 
@@ -29,16 +29,16 @@ class Version:
         self.path = path
         self.state = State.START
         self.error: errors.ServingError | None = None
-        self._model: saved_model.SavedModel | None = None
+        self._model: Servable | None = None
         self._users = 0
         self._changed = threading.Condition()
 
-    def load(self, config: bytes) -> None:
+    def load(self, options: Options) -> None:
         """Loads the SavedModel; afterwards the version is AVAILABLE, or END with an `error`."""
         self.state = State.LOADING
         start = time.monotonic()
         try:
-            self._model = saved_model.SavedModel(self.path, config)
+            self._model = Servable(self.path, options)
         except errors.ServingError as error:
             self.error = error
             self.state = State.END
@@ -48,7 +48,7 @@ class Version:
         logging.info("version %d loaded in %.1f s", self.number, time.monotonic() - start)
 
     @contextlib.contextmanager
-    def use(self) -> Iterator[saved_model.SavedModel | None]:
+    def use(self) -> Iterator[Servable | None]:
         """Holds the SavedModel loaded for the block; None unless the version is available."""
         with self._changed:
             model = self._model if self.state == State.AVAILABLE else None
