@@ -466,8 +466,8 @@ class Spec(_Strict):
         for name, count in collections.Counter(names).items():
             if count > 1:
                 raise ValueError(f"tasks: {name!r} is declared twice")
-        if "user_id" in names:
-            raise ValueError("tasks: 'user_id' is a reserved name")
+        for reserved in sorted({"user_id", "embedding", "target_count"} & set(names)):
+            raise ValueError(f"tasks: {reserved!r} is a reserved name")
         context = {c.name for c in self.scope("context")}
         for task in self.tasks:
             if (task.type == "multiclass") != (task.classes is not None):

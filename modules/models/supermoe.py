@@ -185,16 +185,39 @@ class SuperMoE(keras.Model):
         return self._score(user, batch, self.spec.tasks, training), aux
 
     def serve(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Logits per impression task [B, K], per user task [B], each user encoded once."""
-        impression = tuple(t for t in self.spec.tasks if t.per == "impression")
-        per_user = tuple(t for t in self.spec.tasks if t.per == "user")
+        """Logits per impression task [B, K], per user task [B].
+
+        A user is encoded once, however many candidates; only targets that see different events
+        (`target_position`) need more under `expanded`.
+        """
         if self.spec.sequence.targets == "expanded":
-            at_targets, _ = self._target_embeddings(batch, training=False)
             at_end = self.user_embedding(batch)
+            num_events = tf.reduce_sum(tf.cast(batch["sequence_mask"], tf.int64), 1, keepdims=True)
+            see_all = tf.equal(batch["target_position"], num_events) | ~batch["target_mask"]
+            at_targets = tf.cond(
+                tf.reduce_all(see_all),
+                lambda: _for_each_target(at_end, batch),
+                lambda: self._target_embeddings(batch, training=False)[0],
+            )
         else:
             encoded = self.encoder(batch, training=False)
             at_end = max_pool(encoded.hidden, encoded.mask)
             at_targets = self._prefix_embeddings(encoded, batch)
+        return self._serve(at_targets, at_end, batch)
+
+    def score(self, user: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+        """`serve` from an H computed before: candidates and context only, no encoder.
+
+        Args:
+          user: H, float32 [B, D], as `user_embedding` gives it; every target sees all events.
+        """
+        return self._serve(_for_each_target(user, batch), user, batch)
+
+    def _serve(
+        self, at_targets: tf.Tensor, at_end: tf.Tensor, batch: Batch
+    ) -> dict[str, tf.Tensor]:
+        impression = tuple(t for t in self.spec.tasks if t.per == "impression")
+        per_user = tuple(t for t in self.spec.tasks if t.per == "user")
         scores = self._score(at_targets, batch, impression, training=False)
         ends = self._score(at_end[:, tf.newaxis], batch, per_user, training=False)
         return scores | {name: logits[:, 0] for name, logits in ends.items()}
@@ -238,3 +261,9 @@ class SuperMoE(keras.Model):
             output = self._towers[task.name](tf.concat(inputs, axis=-1), training=training)
             logits[task.name] = output if task.classes else output[..., 0]
         return logits
+
+
+def _for_each_target(user: tf.Tensor, batch: Batch) -> tf.Tensor:
+    """H [B, D] -> [B, K, D]."""
+    num_targets = tf.shape(batch["target_mask"])[1]
+    return tf.repeat(user[:, tf.newaxis], num_targets, axis=1)

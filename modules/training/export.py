@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 import tensorflow as tf
@@ -14,7 +16,7 @@ from modules.models.supermoe import SuperMoE
 
 
 def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str) -> None:
-    """Writes `serving_default`, `predict` and `embed` to `folder`.
+    """Writes the signatures of docs/contracts.md and their `serving.json` to `folder`.
 
     Every signature goes through Transform's graph and `modules.features.pad`, as training does.
     Saved are the variables that they read: no optimizer state, and no Keras layers.
@@ -38,22 +40,39 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
     @tf.function(autograph=False, input_signature=examples_only)
     def serving_default(examples):
         user_id, batch = parse(examples)
-        return _answers(model, batch) | {"user_id": user_id}
+        return _answers(model.serve(batch), batch, spec) | {"user_id": user_id}
 
     @tf.function(autograph=False, input_signature=examples_only)
     def embed(examples):
         user_id, batch = parse(examples)
         return {"embedding": model.user_embedding(batch), "user_id": user_id}
 
+    @tf.function(autograph=False, input_signature=examples_only)
+    def score_and_embed(examples):
+        user_id, batch = parse(examples)
+        user = model.user_embedding(batch)
+        answers = _answers(model.score(user, batch), batch, spec)
+        return answers | {"user_id": user_id, "embedding": user}
+
+    embedding = tf.TensorSpec([None, spec.model.hidden_dim], tf.float32, name="embedding")
+
+    @tf.function(autograph=False, input_signature=[*examples_only, embedding])
+    def score(examples, embedding):
+        user_id, batch = parse(examples)
+        return _answers(model.score(embedding, batch), batch, spec) | {"user_id": user_id}
+
     @tf.function(autograph=False)
     def predict(**tensors):
         ragged = _ragged_from_padded(tensors, spec)
         raw = {name: _as_declared(value, raw_spec[name]) for name, value in ragged.items()}
-        return _answers(model, batch_of(raw))
+        batch = batch_of(raw)
+        return _answers(model.serve(batch), batch, spec)
 
     signatures = {
         "serving_default": serving_default.get_concrete_function(),
         "embed": embed.get_concrete_function(),
+        "score_and_embed": score_and_embed.get_concrete_function(),
+        "score": score.get_concrete_function(),
         "predict": predict.get_concrete_function(**_padded_inputs(raw_spec, spec)),
     }
     read = {v.ref(): v for signature in signatures.values() for v in signature.variables}
@@ -61,18 +80,46 @@ def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str
     saved.transform = transform  # with its vocabularies
     saved.weights = list(read.values())
     tf.saved_model.save(saved, folder, signatures=signatures)
+    _write_contract(spec, folder)
 
 
-def _answers(model: SuperMoE, batch: Batch) -> dict[str, tf.Tensor]:
-    """Probabilities (regression: values) of every task; padding targets read 0."""
-    answers = {}
-    for name, logits in model.serve(batch).items():
-        task = model.spec.task(name)
+def _write_contract(spec: Spec, folder: str) -> None:
+    """`assets.extra/serving.json`: how requests may be merged, and what a user's H depends on."""
+    trim = {task.name: "target_count" for task in spec.tasks if task.per == "impression"}
+    batching: dict = {"embed": {"pad": [], "trim": {}}}
+    for name in ("serving_default", "score_and_embed", "score"):
+        batching[name] = {"pad": [], "trim": trim}
+    batching["predict"] = {"pad": [c.feature for c in spec.channels], "trim": trim}
+    users = {
+        "signature": "serving_default",
+        "encode": "score_and_embed",
+        "score": "score",
+        "user_features": _features(spec.scope("sequence") + spec.encoder_context),
+        "tower_features": _features(spec.encoder_context),
+        "bypass": ["target_position"],
+    }
+    path = os.path.join(folder, "assets.extra", "serving.json")
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(json.dumps({"batching": batching, "users": users}, indent=2))
+
+
+def _features(channels: tuple) -> list[str]:
+    """The channels' names in a raw instance."""
+    multi_valued = [c for c in channels if getattr(c, "multi_valued", False)]
+    return [c.feature for c in channels] + [c.count_feature for c in multi_valued]
+
+
+def _answers(logits_of: dict[str, tf.Tensor], batch: Batch, spec: Spec) -> dict[str, tf.Tensor]:
+    """Probabilities (regression: values) of every task, padding targets read 0; and how many
+    targets each row really has."""
+    mask = batch["target_mask"]
+    answers = {"target_count": tf.reduce_sum(tf.cast(mask, tf.int64), axis=1)}
+    for name, logits in logits_of.items():
+        task = spec.task(name)
         answer = _activate(task, logits)
         if task.per == "impression":
-            mask = batch["target_mask"]
-            mask = mask[..., tf.newaxis] if task.classes else mask
-            answer = tf.where(mask, answer, 0.0)
+            answer = tf.where(mask[..., tf.newaxis] if task.classes else mask, answer, 0.0)
         answers[name] = answer
     return answers
 

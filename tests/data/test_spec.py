@@ -93,6 +93,7 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             "table 'product' is shared with different kind",
         ),
         (_with_task(name="user_id"), "tasks: 'user_id' is a reserved name"),
+        (_with_task(name="target_count"), "tasks: 'target_count' is a reserved name"),
         (_with_task(name="conversion"), "tasks: 'conversion' is declared twice"),
         (_with_task(type="multiclass"), "'classes' goes with type multiclass"),
         (_with_task(type="multiclass", classes=["a"]), "tasks.0.classes: Tuple should have at le"),

@@ -46,6 +46,41 @@ def test_output_shapes(spec, model):
     assert model.user_embedding(padded(spec, features)).shape == (4, spec.model.hidden_dim)
 
 
+def test_candidates_are_scored_from_an_embedding_computed_before(spec, model):
+    features = random_instances(spec, EVENTS, TARGETS)
+    batch = padded(spec, {n: v for n, v in features.items() if n != "target_position"})
+    answers = model.serve(batch)
+    without_history = padded(
+        spec,
+        {
+            name: value[:, :0] if name.startswith("sequence_") else value
+            for name, value in features.items()
+            if name != "target_position"
+        },
+    )
+    scored = model.score(model.user_embedding(batch), without_history)
+    assert answers.keys() == scored.keys()
+    real = batch["target_mask"].numpy()
+    for task in spec.tasks:
+        mask = real if task.per == "impression" else slice(None)
+        np.testing.assert_allclose(answers[task.name][mask], scored[task.name][mask], atol=1e-5)
+
+
+def test_targets_that_see_all_are_encoded_once(spec, model):
+    """Which way `expanded` takes mustn't change an answer."""
+    features = random_instances(spec, EVENTS, TARGETS)
+    ends = tf.ragged.constant([[n] * k for n, k in zip(EVENTS, TARGETS, strict=True)], tf.int64)
+    given = padded(spec, features | {"target_position": ends})
+    one_earlier = given["target_position"].numpy()
+    one_earlier[0, 0] -= 1
+    once = model.serve(given)["click"].numpy()
+    each = model.serve(given | {"target_position": tf.constant(one_earlier)})["click"].numpy()
+    real = given["target_mask"].numpy()
+    assert once[0, 0] != each[0, 0]
+    real[0, 0] = False
+    np.testing.assert_allclose(once[real], each[real], atol=1e-5)
+
+
 def test_padding_changes_nothing(spec, model):
     features = random_instances(spec, EVENTS, TARGETS)
     plain, wide = serve(model, features), serve(model, features, length_multiple=17)

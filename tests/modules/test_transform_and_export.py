@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import json
+import pathlib
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +38,18 @@ def model(transformed) -> SuperMoE:
     model = SuperMoE(transformed.spec, table_rows(transformed.spec, transformed.output))
     model(next(iter(transformed.batches("train"))))
     return model
+
+
+@pytest.fixture(scope="module")
+def exported(transformed, model, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export(model, transformed.output, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+    return tf.saved_model.load(str(exported)).signatures
 
 
 def _training_values(transformed, name):
@@ -92,15 +106,13 @@ def test_a_pass_holds_every_target_of_its_split_once(transformed, split, code, b
     np.testing.assert_array_equal(np.sort(np.concatenate(got)), np.sort(expected))
 
 
-def test_training_and_serving_agree(transformed, model, tmp_path):
+def test_training_and_serving_agree(transformed, model, signatures):
     """The same instances through the training input and through every signature."""
-    export(model, transformed.output, str(tmp_path / "model"))
-    served = tf.saved_model.load(str(tmp_path / "model"))
     raw = transformed.raw.filter(pa.array(transformed.is_eval)).to_pylist()
     # The reader sorts by length; the sort is stable, so this is its order.
     order = sorted(range(len(raw)), key=lambda i: raw[i]["sequence_length"][0])
     examples = np.array(transformed.examples, object)[transformed.is_eval]
-    answers = served.signatures["serving_default"](tf.constant(examples[order]))
+    answers = signatures["serving_default"](tf.constant(examples[order]))
     rows = [raw[i] for i in order]
     (batch,) = file_order_batches(
         files.of_split(transformed.fn_args, transformed.spec, "eval"),
@@ -127,10 +139,8 @@ def test_training_and_serving_agree(transformed, model, tmp_path):
     assert len(rows) > 5 and user_targets > 3
 
 
-def test_named_tensors_and_bare_requests_give_the_same_answers(transformed, model, tmp_path):
+def test_named_tensors_and_bare_requests_give_the_same_answers(transformed, signatures):
     spec = transformed.spec
-    export(model, transformed.output, str(tmp_path / "model"))
-    served = tf.saved_model.load(str(tmp_path / "model")).signatures
     rows = [r for r in transformed.raw.to_pylist() if r["window_last"][0]][:6]
     for row in rows:
         # A request sees everything and carries candidates only where there are some.
@@ -140,14 +150,49 @@ def test_named_tensors_and_bare_requests_give_the_same_answers(transformed, mode
             if name.startswith(("sequence_", "candidate_", "context_")) and value
         }
         bare["user_id"] = row["user_id"]
-        answer = served["serving_default"](tf.constant([_example(bare).SerializeToString()]))
-        named = served["predict"](**_padded(row, spec))
+        answer = signatures["serving_default"](tf.constant([_example(bare).SerializeToString()]))
+        named = signatures["predict"](**_padded(row, spec))
         for task in spec.tasks:
             np.testing.assert_allclose(answer[task.name], named[task.name], atol=1e-5)
         assert answer["click"].shape == (1, len(row["candidate_item"]))
-        embedding = served["embed"](tf.constant([_example(bare).SerializeToString()]))
+        embedding = signatures["embed"](tf.constant([_example(bare).SerializeToString()]))
         assert embedding["embedding"].shape == (1, spec.model.hidden_dim)
         assert embedding["user_id"].numpy() == row["user_id"]
+        assert answer["target_count"].numpy() == named["target_count"] == len(row["candidate_item"])
+
+
+def test_what_a_server_may_merge_and_remember(transformed, exported, signatures):
+    """The contract's `users`: encode once, then answer from H without the user's history."""
+    contract = json.loads((exported / "assets.extra" / "serving.json").read_text())
+    users = contract["users"]
+    dropped = set(users["user_features"]) - set(users["tower_features"])
+    for row in [r for r in transformed.raw.to_pylist() if r["window_last"][0]][:6]:
+        whole = {
+            name: value
+            for name, value in row.items()
+            if name.startswith(("sequence_", "candidate_", "context_", "user_id")) and value
+        }
+        rest = {name: value for name, value in whole.items() if name not in dropped}
+        assert len(rest) < len(whole)
+        examples = [tf.constant([_example(r).SerializeToString()]) for r in (whole, rest)]
+        plain = signatures[users["signature"]](examples=examples[0])
+        encoded = dict(signatures[users["encode"]](examples=examples[0]))
+        embedding = encoded.pop("embedding")
+        scored = signatures[users["score"]](examples=examples[1], embedding=embedding)
+        assert plain.keys() == encoded.keys() == scored.keys()
+        for name, value in plain.items():
+            for other in (encoded[name], scored[name]):
+                if name == "user_id":
+                    assert value.numpy() == other.numpy()
+                else:
+                    np.testing.assert_allclose(value, other, atol=1e-5)
+    for name, merging in contract["batching"].items():
+        assert merging["pad"] == [] or set(merging["pad"]) < set(
+            signatures[name].structured_input_signature[1]
+        )
+        assert set(merging["trim"]) | set(merging["trim"].values()) <= set(
+            signatures[name].structured_outputs
+        )
 
 
 def _example(row) -> tf.train.Example:
@@ -187,9 +232,8 @@ def _padded(row, spec):
     return tensors
 
 
-def test_a_request_with_a_list_too_short_is_refused(transformed, model, tmp_path):
-    export(model, transformed.output, str(tmp_path / "model"))
-    served = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+def test_a_request_with_a_list_too_short_is_refused(signatures):
+    served = signatures["serving_default"]
     row = {"sequence_item": [1, 2, 3], "sequence_price": [1.0, 2.0, 3.0], "candidate_item": [4]}
     answer = served(examples=tf.constant([_example(row).SerializeToString()]))
     assert answer["click"].shape == (1, 1) and np.isfinite(answer["click"]).all()
