@@ -17,5 +17,15 @@ class ServingError(Exception):
         self.message = message
 
 
+def invalid(text: str) -> ServingError:
+    """INVALID_ARGUMENT: the request is wrong, whatever is served."""
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def failed_precondition(text: str) -> ServingError:
+    """FAILED_PRECONDITION: the request doesn't fit the model that is served."""
+    return ServingError(grpc.StatusCode.FAILED_PRECONDITION, text)
+
+
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 """Status code by its number; TensorFlow's C API uses the same ones."""

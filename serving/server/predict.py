@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 from google.protobuf import message
 
 from serving import errors, protos, tensors
-from serving.server.models import Models, invalid
-from serving.server.servable import Servable
+from serving.errors import invalid
+
+if TYPE_CHECKING:
+    from serving.server.models import Models
+    from serving.server.servable import Servable
 
 DEFAULT_SIGNATURE = "serving_default"
+METHODS = tuple(f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress"))
 
 
 def predict(
@@ -36,27 +41,38 @@ def predict(
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     with models.use(request.model_spec) as used:
-        name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = signature_of(used.servable, name)
-        inputs = _read_inputs(request, signature)
-        wanted = _wanted_outputs(request, signature)
-        outputs = used.servable.run(name, inputs, wanted, deadline)
+        outputs = run(used.servable, request, deadline)
     response = protos.PredictResponse()
     response.model_spec.name = used.name
     response.model_spec.version.value = used.version
-    response.model_spec.signature_name = name
+    response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     for alias, array in outputs.items():
         tensors.to_proto(array, response.outputs[alias], content=content)
     return response
 
 
-def signature_of(servable: Servable, name: str) -> message.Message:
-    """The SignatureDef; raises FAILED_PRECONDITION if there is none of that name."""
+def run(
+    servable: Servable, request: message.Message, deadline: float = math.inf
+) -> dict[str, np.ndarray]:
+    """The outputs of a PredictRequest on one version."""
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     if name not in servable.signatures:
+        raise errors.failed_precondition(f'Serving signature key "{name}" not found.')
+    signature = servable.signatures[name]
+    if servable.options.signature_method_name_check:
+        _check_method_name(signature.method_name)
+    inputs = _read_inputs(request, signature)
+    wanted = _wanted_outputs(request, signature)
+    return servable.run(name, inputs, wanted, deadline)
+
+
+def _check_method_name(method: str) -> None:
+    if method not in METHODS:
         raise errors.ServingError(
-            grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+            grpc.StatusCode.INTERNAL,
+            "Expected prediction signature method_name to be one of"
+            f" {{{', '.join(METHODS)}}}. Was: {method}",
         )
-    return servable.signatures[name]
 
 
 def _read_inputs(request: message.Message, signature: message.Message) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from google.protobuf import message
 
-from serving.server import saved_model
+from serving.server import batching, saved_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +18,26 @@ class Options:
 
     Attributes:
       session_config: a serialized `tensorflow.ConfigProto` for every session.
+      batching: how requests are merged; None runs each by itself.
+      warmup: run each version before it answers, so that no user meets the slow first runs.
+      signature_method_name_check: a signature serves only the method it was exported for.
+      user_cache_size: user embeddings kept, for models that offer it (contract.py); 0 keeps none.
+      user_cache_seconds: how long one is kept.
     """
 
     session_config: bytes = b""
+    batching: batching.Parameters | None = batching.Parameters()
+    warmup: bool = True
+    signature_method_name_check: bool = False
+    user_cache_size: int = 100_000
+    user_cache_seconds: float = 60.0
 
 
 class Servable:
     """One version in memory. Thread-safe.
 
     Attributes:
+      options: what it was loaded with.
       signatures: signature name -> SignatureDef.
     """
 
@@ -38,6 +49,7 @@ class Servable:
         Raises:
           errors.ServingError: what is wrong with it.
         """
+        self.options = options
         self._model = saved_model.SavedModel(path, options.session_config)
         self.signatures: Mapping[str, message.Message] = self._model.signatures
 

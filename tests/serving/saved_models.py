@@ -4,7 +4,8 @@ Features of an instance: `user_id` bytes, `sequence_item` int64 [L], `candidate_
 `serving_default` -> `click` [B, K] = sigmoid(scale · (price + sum of items / 1000)), padded with
 0, `vip` [B], `user_id` [B]; `embed` -> `embedding` [B, 4] = scale · (sum, count, -sum, 2 · sum of
 the items) / 1000, `user_id`. `add` -> `sum`, `difference` [N] of `x`, `y` [N], times scale.
-`spin` keeps a core busy for about `steps` · 10 µs.
+`classify` -> `classes`, `scores` [B, 2] ("no", "yes") of `vip`; `regress` -> `outputs` [B, 1], the
+first column of `embedding`. `spin` keeps a core busy for about `steps` · 10 µs.
 """
 
 import pathlib
@@ -58,6 +59,19 @@ class Model(tf.Module):
     def add(self, x, y):
         return {"sum": self.scale * (x + y), "difference": self.scale * (x - y)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def classify(self, inputs):
+        vip = self.serve(inputs)["vip"]
+        labels = tf.constant([["no", "yes"]])
+        return {
+            "classes": tf.repeat(labels, tf.size(vip), axis=0),
+            "scores": tf.stack([1.0 - vip, vip], axis=1),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def regress(self, inputs):
+        return {"outputs": self.embed(inputs)["embedding"][:, :1]}
+
     @tf.function(input_signature=[tf.TensorSpec([], tf.int64, name="steps")])
     def spin(self, steps):
         total = tf.constant(0.0)
@@ -72,7 +86,7 @@ def write(path: str | pathlib.Path, scale: float = 1.0) -> None:
     model = Model(scale)
     staging = path.with_name(f"staging-{path.name}")
     signatures = {"serving_default": model.serve, "embed": model.embed, "add": model.add}
-    signatures["spin"] = model.spin
+    signatures |= {"spin": model.spin, "classify": model.classify, "regress": model.regress}
     tf.saved_model.save(model, str(staging), signatures=signatures)
     staging.rename(path)
 
