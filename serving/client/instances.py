@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
-import struct
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
+from serving import tfrecord
 from serving.client.example import ExampleError, example
 
 _GZIP = b"\x1f\x8b"
@@ -38,10 +38,12 @@ def read_instances(path: str) -> Iterator[bytes]:
                 zipped = file.read(2) == _GZIP
                 file.seek(0)
                 records = gzip.GzipFile(fileobj=file) if zipped else file
-                yield from _tf_records(cast(BinaryIO, records), path)
+                yield from tfrecord.read(cast(BinaryIO, records))
         else:
             with open(path, encoding="utf-8") as file:
                 yield from _json_lines(file, path)
+    except tfrecord.TFRecordError as error:
+        raise InstancesError(f"{path}: {error}") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InstancesError(f"{path}: can't be read: {error}") from None
 
@@ -57,15 +59,3 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[bytes]:
             yield example(features)
         except (json.JSONDecodeError, ExampleError) as error:
             raise InstancesError(f"{name}, line {number}: {error}") from None
-
-
-def _tf_records(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Length (8 bytes), its checksum (4), the record, its checksum (4); checksums are skipped."""
-    while header := file.read(12):
-        if len(header) < 12:
-            raise InstancesError(f"{name}: ends within a record")
-        (length,) = struct.unpack("<Q", header[:8])
-        record = file.read(length)
-        if len(record) < length or len(file.read(4)) < 4:
-            raise InstancesError(f"{name}: ends within a record")
-        yield record

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import grpc
 import numpy as np
@@ -11,32 +12,49 @@ from serving.server import c_api
 from serving.server.c_api import QUICK, STRING_SIZE
 
 
-def from_array(array: np.ndarray) -> int:
-    """A new TF_Tensor with the array's values; `QUICK.TF_DeleteTensor` frees it.
+def from_arrays(parts: Sequence[np.ndarray]) -> int:
+    """A new TF_Tensor with the parts' values; `QUICK.TF_DeleteTensor` frees it.
 
     Args:
-      array: of a dtype in `tensors.DTYPES`, or `bytes` objects.
+      parts: of one dtype in `tensors.DTYPES`, or `bytes` objects; joined along the first dimension.
+        Where other dimensions differ, the smaller ones are filled up with zeros or empty strings.
     """
-    dims = (ctypes.c_int64 * array.ndim)(*array.shape)
-    if array.dtype == object:
-        return _from_strings(array, dims)
-    array = np.asarray(array, order="C")
-    number = tensors.NUMBERS[array.dtype]
-    tensor = QUICK.TF_AllocateTensor(number, dims, array.ndim, array.nbytes)
-    if array.nbytes:
-        ctypes.memmove(QUICK.TF_TensorData(tensor), array.ctypes.data, array.nbytes)
-    return tensor
-
-
-def _from_strings(array: np.ndarray, dims: ctypes.Array) -> int:
-    num_bytes = STRING_SIZE * array.size
-    tensor = QUICK.TF_AllocateTensor(tensors.STRING, dims, array.ndim, num_bytes)
+    shape = parts[0].shape
+    if len(parts) > 1:
+        row = tuple(map(max, zip(*(part.shape[1:] for part in parts), strict=True)))
+        shape = (sum(map(len, parts)), *row)
+        parts = [_padded(part, row) for part in parts]
+    dims = (ctypes.c_int64 * len(shape))(*shape)
+    dtype = parts[0].dtype
+    if dtype.hasobject:
+        num_bytes = STRING_SIZE * math.prod(shape)
+        tensor = QUICK.TF_AllocateTensor(tensors.STRING, dims, len(shape), num_bytes)
+        _copy_strings(parts, QUICK.TF_TensorData(tensor), num_bytes)
+        return tensor
+    num_bytes = dtype.itemsize * math.prod(shape)
+    tensor = QUICK.TF_AllocateTensor(tensors.NUMBERS[dtype], dims, len(shape), num_bytes)
     address = QUICK.TF_TensorData(tensor)
-    for value in array.ravel().tolist():
-        QUICK.TF_StringInit(address)
-        QUICK.TF_StringCopy(address, value, len(value))
-        address += STRING_SIZE
+    for part in parts:
+        if part.nbytes:
+            ctypes.memmove(address, np.ascontiguousarray(part).ctypes.data, part.nbytes)
+            address += part.nbytes
     return tensor
+
+
+def _padded(part: np.ndarray, row: tuple[int, ...]) -> np.ndarray:
+    if part.shape[1:] == row:
+        return part
+    padded = np.full((len(part), *row), b"" if part.dtype.hasobject else 0, part.dtype)
+    padded[tuple(map(slice, part.shape))] = part
+    return padded
+
+
+def _copy_strings(parts: Sequence[np.ndarray], address: int, num_bytes: int) -> None:
+    ctypes.memset(address, 0, num_bytes)  # all zero is an empty TF_TString
+    for part in parts:
+        for value in part.ravel().tolist():
+            QUICK.TF_StringCopy(address, value, len(value))
+            address += STRING_SIZE
 
 
 def to_array(tensor: int) -> np.ndarray:

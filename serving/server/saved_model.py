@@ -68,13 +68,17 @@ class SavedModel:
         self._outputs = functools.cache(self._find_outputs)
 
     def run(
-        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+        self,
+        signature: str,
+        requests: Sequence[Mapping[str, np.ndarray]],
+        outputs: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs a signature.
+        """Runs a signature once, for one or more requests.
 
         Args:
           signature: a key of `signatures`.
-          inputs: one array per input of the signature, strings as `bytes` objects.
+          requests: one array per input of the signature each, strings as `bytes` objects. Several
+            are joined as `native_tensor.from_arrays` says.
           outputs: which of the signature's outputs; all of them unless given.
 
         Returns:
@@ -85,20 +89,20 @@ class SavedModel:
         """
         definition = self.signatures[signature]
         names = tuple(definition.outputs if outputs is None else outputs)
-        feeds = self._outputs(tuple(definition.inputs[name].name for name in inputs))
+        feeds = self._outputs(tuple(definition.inputs[name].name for name in requests[0]))
         fetches = self._outputs(tuple(definition.outputs[name].name for name in names))
-        fed = native_tensor.pointers(len(inputs))
+        fed = native_tensor.pointers(len(feeds))
         fetched = native_tensor.pointers(len(names))
         try:
-            for i, array in enumerate(inputs.values()):
-                fed[i] = native_tensor.from_array(array)
+            for i, name in enumerate(requests[0]):
+                fed[i] = native_tensor.from_arrays([request[name] for request in requests])
             with c_api.Status() as status:
                 BLOCKING.TF_SessionRun(
                     self._session,
                     None,
                     feeds,
                     fed,
-                    len(inputs),
+                    len(feeds),
                     fetches,
                     fetched,
                     len(names),

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from google.protobuf import message
 
-from serving.server import batching, saved_model
+from serving.server import (
+    batch_scheduler,
+    batching,
+    contract,
+    merging,
+    saved_model,
+    user_cache,
+    warmup,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +48,13 @@ class Servable:
     Attributes:
       options: what it was loaded with.
       signatures: signature name -> SignatureDef.
+      mergings: how requests are merged, for the signatures where they may be.
+      users: the embeddings of users seen lately; None if the model doesn't offer them.
     """
 
     def __init__(self, path: str, options: Options):
-        """
+        """Loads and warms it up.
+
         Args:
           path: the directory that holds `saved_model.pb`.
 
@@ -51,7 +63,33 @@ class Servable:
         """
         self.options = options
         self._model = saved_model.SavedModel(path, options.session_config)
-        self.signatures: Mapping[str, message.Message] = self._model.signatures
+        try:
+            self.signatures: Mapping[str, message.Message] = self._model.signatures
+            self._prepare(contract.read(path, self.signatures))
+            if options.warmup:
+                warmup.warm_up(self, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, declared: contract.Contract) -> None:
+        parameters = self.options.batching or batching.Parameters()
+        mergings = {
+            name: merging.merging_of(signature, declared.batching.get(name), parameters)
+            for name, signature in self.signatures.items()
+        }
+        self.mergings = {name: found for name, found in mergings.items() if found is not None}
+        self._scheduler = None
+        if self.options.batching:
+            self._scheduler = batch_scheduler.BatchScheduler(self.options.batching, self._process)
+        self.users = None
+        if declared.users and self.options.user_cache_size:
+            self.users = user_cache.UserCache(
+                declared.users,
+                self.run_signature,
+                self.options.user_cache_size,
+                self.options.user_cache_seconds,
+            )
 
     def run(
         self,
@@ -60,7 +98,7 @@ class Servable:
         outputs: Sequence[str] | None = None,
         deadline: float = math.inf,
     ) -> dict[str, np.ndarray]:
-        """Runs a signature, maybe together with other requests.
+        """Answers a request: together with others, with users known already, as fits the model.
 
         Args:
           signature: a key of `signatures`.
@@ -69,10 +107,44 @@ class Servable:
           deadline: a `time.monotonic()` moment after which nobody waits for the answer.
 
         Raises:
-          errors.ServingError: TensorFlow's code and message.
+          errors.ServingError: TensorFlow's code and message; DEADLINE_EXCEEDED or
+            RESOURCE_EXHAUSTED, it never ran.
         """
-        del deadline  # One session run can't be broken off.
-        return self._model.run(signature, inputs, outputs)
+        if outputs is None:
+            outputs = tuple(self.signatures[signature].outputs)
+        if self.users and signature == self.users.signature:
+            return self.users.run(inputs, outputs, deadline)
+        return self.run_signature(signature, inputs, outputs, deadline)
+
+    def run_signature(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+        deadline: float = math.inf,
+    ) -> dict[str, np.ndarray]:
+        """`run`, but of this signature whatever users are known."""
+        if deadline <= time.monotonic():
+            raise batch_scheduler.expired()
+        merges = self.mergings.get(signature)
+        if self._scheduler and merges:
+            shapes = merging.shapes_of(inputs, merges)
+            if shapes is not None:
+                group = merging.Group(signature, tuple(outputs), shapes)
+                return self._scheduler.run(group, inputs, merging.num_rows(inputs), deadline)
+        return self._model.run(signature, [inputs], outputs)
+
+    def _process(
+        self, group: merging.Group, requests: Sequence[merging.Arrays]
+    ) -> list[dict[str, np.ndarray]]:
+        assert self.options.batching
+        return merging.run_merged(
+            self._model,
+            group,
+            requests,
+            self.mergings[group.signature],
+            self.options.batching.allowed_batch_sizes,
+        )
 
     def close(self) -> None:
         """Frees its memory. No `run` may be under way."""

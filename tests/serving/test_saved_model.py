@@ -39,7 +39,7 @@ def instances(count: int) -> np.ndarray:
 @pytest.mark.parametrize("signature", ["serving_default", "embed"])
 def test_equals_tensorflow(model, exports, signature):
     examples = instances(17)
-    got = model.run(signature, {"examples": examples})
+    got = model.run(signature, [{"examples": examples}])
     loaded = tf.saved_model.load(str(exports[2.0]))
     expected = loaded.signatures[signature](examples=tf.constant(examples))
     assert set(got) == set(expected)
@@ -53,15 +53,15 @@ def test_equals_tensorflow(model, exports, signature):
 
 def test_named_tensors_and_chosen_outputs(model):
     x, y = np.float32([1, 2]), np.float32([10, 20])
-    got = model.run("add", {"y": y, "x": x}, ["difference"])
+    got = model.run("add", [{"y": y, "x": x}], ["difference"])
     assert {name: array.tolist() for name, array in got.items()} == {"difference": [-18, -36]}
-    empty = model.run("add", {"x": x[:0], "y": y[:0]})
+    empty = model.run("add", [{"x": x[:0], "y": y[:0]}])
     assert empty["sum"].shape == (0,)
 
 
 def test_errors_carry_tensorflows_code_and_message(model, tmp_path):
     with pytest.raises(ServingError, match="Could not parse example input") as caught:
-        model.run("embed", {"examples": np.array([b"\xff"], object)})
+        model.run("embed", [{"examples": np.array([b"\xff"], object)}])
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(ServingError, match="Could not find SavedModel") as caught:
         SavedModel(str(tmp_path))
@@ -74,7 +74,7 @@ def test_threads_run_at_the_same_time_and_don_t_mix(model):
     def ask(i: int) -> None:
         for _ in range(50):
             x = np.full(100 + i, i, np.float32)
-            got = model.run("add", {"x": x, "y": x})["sum"]
+            got = model.run("add", [{"x": x, "y": x}])["sum"]
             if got.shape != x.shape or not (got == 4 * i).all():
                 failures.append(i)
 
@@ -90,8 +90,8 @@ def test_memory_is_returned(model, exports):
     def work() -> int:
         big = np.ones(1 << 20, np.float32)
         for _ in range(20):
-            model.run("add", {"x": big, "y": big})
-            model.run("embed", {"examples": instances(20)})
+            model.run("add", [{"x": big, "y": big}])
+            model.run("embed", [{"examples": instances(20)}])
         for _ in range(3):
             SavedModel(str(exports[1.0])).close()
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
