@@ -46,6 +46,9 @@ class BatchScheduler:
     The others queue and sleep. A leader that is done wakes the oldest of the queue to lead in its
     slot, then its followers with their answers. So a lone client never pays for a thread switch,
     and under load each request costs one wake-up and a share of a run.
+
+    Attributes:
+      queued_rows: rows of the requests that wait.
     """
 
     def __init__(self, parameters: Parameters, process: Process):
@@ -61,7 +64,7 @@ class BatchScheduler:
         self._lock = threading.Lock()
         self._free = parameters.num_batch_threads
         self._queue: collections.deque[_Task] = collections.deque()
-        self._queued_rows = 0
+        self.queued_rows = 0
         self._gathering: dict[Hashable, _Task] = {}  # leaders waiting for company, by group
 
     def run(self, group: Hashable, request: object, rows: int, deadline: float = math.inf) -> Any:
@@ -94,15 +97,15 @@ class BatchScheduler:
         return task.answer
 
     def _enqueue(self, task: _Task) -> None:
-        if self._queue and self._queued_rows + task.rows > self._max_queued:
+        if self._queue and self.queued_rows + task.rows > self._max_queued:
             raise errors.ServingError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the batching queue is full: {self._queued_rows} rows wait already, at most"
+                f"the batching queue is full: {self.queued_rows} rows wait already, at most"
                 f" {self._max_queued} may (max_enqueued_batches * max_batch_size)",
             )
         task.wake.acquire()
         self._queue.append(task)
-        self._queued_rows += task.rows
+        self.queued_rows += task.rows
         leader = self._gathering.get(task.group)
         if leader is not None:
             leader.room -= task.rows
@@ -111,7 +114,7 @@ class BatchScheduler:
 
     def _remove(self, task: _Task) -> None:
         self._queue.remove(task)
-        self._queued_rows -= task.rows
+        self.queued_rows -= task.rows
 
     def _wait(self, task: _Task) -> None:
         """Until there is an answer, it is the task's turn to lead, or its deadline."""

@@ -16,9 +16,10 @@ import json
 import pathlib
 from collections.abc import Collection, Mapping
 
+import numpy as np
 from google.protobuf import message
 
-from serving import errors
+from serving import errors, tensors
 
 FILE = pathlib.Path("assets.extra", "serving.json")
 EXAMPLES = "examples"
@@ -86,7 +87,7 @@ def read(path: str, signatures: Mapping[str, message.Message]) -> Contract:
     if not file.exists():
         return Contract()
     try:
-        fields = _Fields("serving.json", json.loads(file.read_text(encoding="utf-8")))
+        fields = _Fields("$", json.loads(file.read_text(encoding="utf-8")))
         contract = Contract(
             {
                 name: _merging(fields.inner("batching").inner(name), _known(name, signatures))
@@ -101,7 +102,7 @@ def read(path: str, signatures: Mapping[str, message.Message]) -> Contract:
 
 
 class _Fields:
-    """A JSON object and its place in the file, for messages that name it."""
+    """A JSON object and its place in the file (`$.batching.score`), for messages that name it."""
 
     def __init__(self, place: str, value: object):
         if not isinstance(value, dict):
@@ -113,7 +114,7 @@ class _Fields:
         return self._fields.keys()
 
     def inner(self, name: str) -> _Fields:
-        return _Fields(f"{self.place}: {name}", self._fields.get(name, {}))
+        return _Fields(f"{self.place}.{name}", self._fields.get(name, {}))
 
     def text(self, name: str) -> str:
         value = self._fields.get(name)
@@ -145,6 +146,8 @@ def _merging(fields: _Fields, signature: message.Message) -> Merging:
     counts = {name: trim.text(name) for name in trim.names()}
     _check_names(f"{fields.place}: pad: input", pad, signature.inputs)
     _check_names(f"{fields.place}: trim: output", {*counts, *counts.values()}, signature.outputs)
+    for name, count in counts.items():
+        _check_trim(fields.place, name, signature.outputs[name], count, signature.outputs[count])
     for kind, there in (("input", signature.inputs), ("output", signature.outputs)):
         for name, info in there.items():
             if not has_rows(info):
@@ -153,6 +156,16 @@ def _merging(fields: _Fields, signature: message.Message) -> Merging:
                     " requests can't be merged"
                 )
     return Merging(pad, counts)
+
+
+def _check_trim(
+    place: str, name: str, trimmed: message.Message, count: str, lengths: message.Message
+) -> None:
+    if trimmed.tensor_shape.unknown_rank or len(trimmed.tensor_shape.dim) < 2:
+        raise ValueError(f"{place}: trim: output {name!r} has no second dimension to trim")
+    rank = len(lengths.tensor_shape.dim)
+    if lengths.dtype != tensors.NUMBERS[np.dtype(np.int64)] or rank != 1:
+        raise ValueError(f"{place}: trim: output {count!r} isn't int64 [B]")
 
 
 def has_rows(info: message.Message) -> bool:
@@ -170,6 +183,8 @@ def _users(fields: _Fields, signatures: Mapping[str, message.Message]) -> Users:
         fields.text("score"),
         *map(fields.texts, lists),
     )
+    for name in sorted(users.tower_features - users.user_features):
+        raise ValueError(f"{fields.place}: tower_features: {name!r} isn't among user_features")
     asked = _known(users.signature, signatures)
     for name, inputs, outputs in (
         (users.signature, {EXAMPLES}, set()),

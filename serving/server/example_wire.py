@@ -68,7 +68,7 @@ def _content(data: bytes, position: int, tag: int) -> tuple[int, int]:
     return position, end
 
 
-def is_empty(name: bytes, entry: bytes) -> bool:
+def is_empty(entry: bytes) -> bool:
     """Whether an entry's feature plainly has no values."""
     _, name_end = _content(entry, _content(entry, 0, _FIELD_1)[0], _FIELD_1)
     start, end = _content(entry, name_end, _FIELD_2)

@@ -70,7 +70,7 @@ class UserCache:
         if kept is not None:
             scored = {EXAMPLES: rest, EMBEDDING: kept}
             return self._run(self._users.score, scored, outputs, deadline)
-        wanted = [*outputs, *({EMBEDDING} - set(outputs))]
+        wanted = tuple(dict.fromkeys([*outputs, EMBEDDING]))
         answer = self._run(self._users.encode, inputs, wanted, deadline)
         self._embeddings.put(keys, answer[EMBEDDING])
         return {name: answer[name] for name in outputs}
@@ -93,8 +93,7 @@ class UserCache:
 
     def _bypasses(self, entries: Mapping[bytes, bytes]) -> bool:
         return any(
-            name in entries and not example_wire.is_empty(name, entries[name])
-            for name in self._bypass
+            name in entries and not example_wire.is_empty(entries[name]) for name in self._bypass
         )
 
     def _count(self, rows: int, *, hit: bool) -> None:

@@ -46,7 +46,7 @@ class Model(tf.Module):
         logits = self.scale * parsed["candidate_price"] + embedding[:, :1]
         return {
             "click": tf.ragged.map_flat_values(tf.sigmoid, logits).to_tensor(),
-            "candidates": parsed["candidate_price"].row_lengths(),
+            "candidates": tf.cast(parsed["candidate_price"].row_lengths(), tf.int64),
             "vip": tf.sigmoid(embedding[:, 0]),
             "user_id": parsed["user_id"],
         }
