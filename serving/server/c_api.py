@@ -7,6 +7,7 @@ many tiny ones go through `QUICK`, which keeps it: giving the GIL away costs mor
 
 import ctypes
 import importlib.util
+import os
 import pathlib
 
 from serving import errors
@@ -116,6 +117,11 @@ def _bind(library: ctypes.CDLL, signatures: dict) -> ctypes.CDLL:
         function.argtypes = arguments
     return library
 
+
+# TensorFlow's oneDNN kernels corrupt the heap for some shapes ("free(): invalid next size",
+# tensorflow#117700, #123109): our own models crashed within seconds of concurrent requests of one
+# row. Read by TensorFlow once, so it is set before the library is there.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 BLOCKING = _bind(ctypes.CDLL(_library_path()), _BLOCKING)
 QUICK = _bind(ctypes.PyDLL(_library_path()), _QUICK)
