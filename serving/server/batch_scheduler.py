@@ -19,6 +19,7 @@ Process = Callable[[Any, Sequence[Any]], Iterable[Any]]
 
 
 def expired() -> errors.ServingError:
+    """DEADLINE_EXCEEDED, before anything was done."""
     return errors.ServingError(
         grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the request could run"
     )
@@ -144,7 +145,8 @@ class BatchScheduler:
         finally:
             with self._lock:
                 self._free += 1
-                self._promote()
+                if self._queue:
+                    self._promote()
             for task in batch[1:]:
                 task.wake.release()
 

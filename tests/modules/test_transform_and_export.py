@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+from concurrent import futures
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from modules.training.placements.synchronous import Synchronous
 from modules.training.saving import Saving, load_into
 from modules.training.step import Step
 from modules.training.warm_start import warm_start
+from serving.server.batching import Parameters
+from serving.server.servable import Options, Servable
 from tests.modules.transformed import Transformed, two_phase_spec
 
 
@@ -193,6 +196,37 @@ def test_what_a_server_may_merge_and_remember(transformed, exported, signatures)
         assert set(merging["trim"]) | set(merging["trim"].values()) <= set(
             signatures[name].structured_outputs
         )
+
+
+def test_our_server_understands_it(transformed, exported, signatures):
+    """Through the server's cache of users and merged with others: the plain signature's answers."""
+    rows = [r for r in transformed.raw.to_pylist() if r["window_last"][0]][:4]
+    sent = []
+    for row in rows:
+        del row["target_position"]
+        sent.append(np.array([_example(row).SerializeToString()], object))
+    options = Options(warmup=False, batching=Parameters(num_batch_threads=1))
+    servable = Servable(str(exported), options)
+    try:
+        assert servable.users is not None
+        assert {"serving_default", "embed", "score_and_embed", "score", "predict"} == set(
+            servable.mergings
+        )
+        for hits in (0, len(rows)):
+            with futures.ThreadPoolExecutor(len(rows)) as clients:
+                answers = list(
+                    clients.map(lambda e: servable.run("serving_default", {"examples": e}), sent)
+                )
+            assert servable.users.hits == hits
+            for examples, answer in zip(sent, answers, strict=True):
+                plain = signatures["serving_default"](examples=tf.constant(examples))
+                for name, value in plain.items():
+                    if name == "user_id":
+                        assert answer[name].tolist() == value.numpy().tolist()
+                    else:
+                        np.testing.assert_allclose(answer[name], value, atol=1e-5)
+    finally:
+        servable.close()
 
 
 def _example(row) -> tf.train.Example:

@@ -1,7 +1,9 @@
 """A merged request gets what it would have got alone, whatever the company."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import hypothesis
 import numpy as np
 import pytest
@@ -124,6 +126,17 @@ def test_only_requests_that_fit_each_other_are_merged():
     assert merging.shapes_of({"fixed": one}, rule) != merging.shapes_of({"fixed": two}, rule)
     for alone in ({"x": np.zeros(())}, {"x": np.zeros(0)}, {"x": one, "y": two}):
         assert merging.shapes_of(alone, rule) is None
+
+
+def test_past_its_deadline_nothing_runs(exports):
+    servable = Servable(str(exports[2.0]), Options(warmup=False))
+    x = np.zeros(1, np.float32)
+    try:
+        with pytest.raises(ServingError) as caught:
+            servable.run("add", {"x": x, "y": x}, deadline=time.monotonic())
+        assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    finally:
+        servable.close()
 
 
 def test_clients_at_the_same_time_share_runs_and_answers_stay_their_own(exports):
