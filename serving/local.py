@@ -15,15 +15,16 @@ from collections.abc import Iterator
 import grpc
 
 from serving import errors
-from serving.client import Client
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_LISTENING = re.compile(rb"listening on (\S+)")
+_LISTENING = re.compile(r"listening on (\S+)")
+_REST = re.compile(r"REST API on (\S+)")
+_FAILED = re.compile(r"version \d+ can't be loaded .*")
 
 
 @contextlib.contextmanager
 def local_server(
-    base_path: str | os.PathLike,
+    base_path: str | os.PathLike | None,
     model_name: str = "default",
     *,
     flags: tuple[str, ...] = (),
@@ -32,24 +33,26 @@ def local_server(
     """A server on a port the system chose, with its first version available.
 
     Args:
-      base_path: the directory of version directories.
+      base_path: the directory of version directories; None if `flags` name a model_config_file.
+      model_name: the model that must be available.
       flags: further flags of `serving.server`.
-      deadline: seconds until the model must be available.
+      deadline: seconds until it must be.
 
     Raises:
       errors.ServingError: the server stopped, a version can't be loaded (its code and message),
         or none was available in time (DEADLINE_EXCEEDED).
     """
     command = [sys.executable, "-m", "serving.server", "--port=0", *flags]
-    command += [f"--model_name={model_name}", f"--model_base_path={base_path}"]
+    if base_path is not None:
+        command += [f"--model_name={model_name}", f"--model_base_path={base_path}"]
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.NamedTemporaryFile("rb", suffix=".log") as log:
         process = subprocess.Popen(
             command, stderr=log.fileno(), env={**os.environ, "PYTHONPATH": path}
         )
-        server = LocalServer(process, pathlib.Path(log.name), model_name)
+        server = LocalServer(process, pathlib.Path(log.name))
         try:
-            server.wait_available(time.monotonic() + deadline)
+            server.wait_available(model_name, time.monotonic() + deadline)
             yield server
         finally:
             server.stop()
@@ -60,28 +63,39 @@ class LocalServer:
 
     Attributes:
       process: the subprocess.
-      target: `host:port`.
     """
 
-    def __init__(self, process: subprocess.Popen, log: pathlib.Path, model_name: str):
+    def __init__(self, process: subprocess.Popen, log: pathlib.Path):
         self.process = process
-        self.target = ""
         self._log = log
-        self._model_name = model_name
 
     def log(self) -> str:
         """What it wrote to standard error so far."""
         return self._log.read_text(errors="replace")
 
-    def wait_available(self, deadline: float) -> None:
+    @property
+    def target(self) -> str:
+        """`host:port` of gRPC."""
+        return self._logged(_LISTENING)
+
+    @property
+    def rest_url(self) -> str:
+        """`http://host:port` of the REST API, if the flags ask for one."""
+        return self._logged(_REST)
+
+    def _logged(self, pattern: re.Pattern) -> str:
+        found = pattern.search(self.log())
+        if not found:
+            raise LookupError(f"the server's log has no {pattern.pattern!r}")
+        return found[1]
+
+    def wait_available(self, model_name: str, deadline: float) -> None:
         """Returns once a version is available; `deadline` is a `time.monotonic()` moment."""
-        while not self.target:
+        ready = re.compile(f"ready: {re.escape(model_name)}$", re.MULTILINE)
+        while not ready.search(log := self.log()):
+            if failed := _FAILED.search(log):
+                raise errors.failed_precondition(failed[0])
             self._check_alive(deadline)
-            if found := _LISTENING.search(self._log.read_bytes()):
-                self.target = found[1].decode()
-        with Client(self.target) as client:
-            while not self._is_available(client):
-                self._check_alive(deadline)
 
     def stop(self, patience: float = 40.0) -> int:
         """SIGTERM, and SIGKILL if it doesn't stop within `patience` seconds. The exit code."""
@@ -103,21 +117,6 @@ class LocalServer:
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no version available in time: {self._tail()}"
             )
         time.sleep(0.05)
-
-    def _is_available(self, client: Client) -> bool:
-        try:
-            newest = client.status(self._model_name)[0]
-        except errors.ServingError as error:
-            # It hasn't looked yet, or it stopped, and then its log says why.
-            if error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
-                return False
-            raise
-        if newest.error:
-            raise errors.ServingError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"version {newest.version} can't be loaded: {newest.error}",
-            )
-        return newest.state == "AVAILABLE"
 
     def _tail(self) -> str:
         return self.log().strip()[-2000:]

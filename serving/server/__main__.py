@@ -4,9 +4,9 @@ Flags have TF Serving's names. The newest version directory under the base path 
 one is picked up while running, without a failed request. SIGTERM drains and stops it.
 """
 
+import importlib.metadata
 import logging
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -14,99 +14,118 @@ import sys
 # Before TensorFlow's library is loaded: its start-up chatter says nothing a user can act on.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags  # noqa: E402
+from absl import app  # noqa: E402
+from google.protobuf import message  # noqa: E402
 
-from serving import protos  # noqa: E402
-from serving.server import model, models, servable, server  # noqa: E402
-
-_PORT = flags.DEFINE_integer(
-    "port", 8500, "gRPC port; 0 lets the system choose one.", lower_bound=0, upper_bound=65535
-)
-_HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "Interface to listen on; 0.0.0.0 lets other machines in, unauthenticated."
-)
-_MODEL_NAME = flags.DEFINE_string("model_name", "default", "Name of the model in requests.")
-_MODEL_BASE_PATH = flags.DEFINE_string(
-    "model_base_path", None, "Directory of version directories, e.g. DIR with DIR/1, DIR/2.",
-    required=True,
-)  # fmt: skip
-_POLL_SECONDS = flags.DEFINE_float(
-    "file_system_poll_wait_seconds",
-    1.0,
-    "Seconds between looks for new versions; 0 looks once at the start.",
-    lower_bound=0.0,
-)
-_MAX_THREADS = flags.DEFINE_integer(
-    "grpc_max_threads", 4 * (os.cpu_count() or 1), "Requests answered at once.", lower_bound=1
-)
-_INTRA_OP = flags.DEFINE_integer(
-    "tensorflow_intra_op_parallelism", 0, "Threads within one operation; 0: one per core."
-)
-_INTER_OP = flags.DEFINE_integer(
-    "tensorflow_inter_op_parallelism", 0, "Threads across operations; 0: one per core."
-)
-_CONTENT = flags.DEFINE_bool(
-    "enable_serialization_as_tensor_content",
-    False,
-    "Answer with tensor_content (smaller, faster) instead of typed fields such as float_val.",
-)
-
-GRACE_SECONDS = 30.0
-"""Kubernetes' default between SIGTERM and SIGKILL."""
-
-
-def _base_path() -> str:
-    path = pathlib.Path(_MODEL_BASE_PATH.value)
-    if "://" in _MODEL_BASE_PATH.value:
-        sys.exit(f"--model_base_path={path}: must be a local directory")
-    if path.exists() and not path.is_dir():
-        sys.exit(f"--model_base_path={path}: is a file; give the directory that holds the versions")
-    if (path / model.GRAPH_FILE).exists():
-        sys.exit(
-            f"--model_base_path={path}: is itself a SavedModel; give the directory above it, and"
-            " name this one by its version number, e.g. 1"
-        )
-    return str(path.absolute())
+from serving import errors, protos  # noqa: E402
+from serving.server import batching, config, flags, servable, server  # noqa: E402
+from serving.server.manager import Manager  # noqa: E402
+from serving.server.model import Retries  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if flags.VERSION.value:
+        print(f"serving.server on TensorFlow {importlib.metadata.version('tensorflow')}")
+        return
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )  # fmt: skip
-    # Not a handler that wakes this thread: Python runs handlers between bytecodes, so one for a
-    # signal that comes just before the thread blocks would run when the next signal comes. What
-    # wakes it is written where the signal arrives, in whatever thread that is.
-    stopping, arrived = socket.socketpair()
-    arrived.setblocking(False)
-    signal.set_wakeup_fd(arrived.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    config = protos.ConfigProto(
-        intra_op_parallelism_threads=_INTRA_OP.value, inter_op_parallelism_threads=_INTER_OP.value
-    )
-    options = servable.Options(session_config=config.SerializeToString())
-    served = model.Model(_MODEL_NAME.value, _base_path(), options)
+    stopping = _signals()
     try:
-        running = server.Server(
-            models.Models([served]),
-            host=_HOST.value,
-            port=_PORT.value,
-            max_threads=_MAX_THREADS.value,
-            content=_CONTENT.value,
+        manager = Manager(
+            _options(),
+            Retries(flags.MAX_LOAD_RETRIES.value, flags.LOAD_RETRY_MICROS.value / 1e6),
+            load_threads=flags.LOAD_THREADS.value,
+            allow_unavailable_labels=flags.UNAVAILABLE_LABELS.value,
         )
-    except OSError as error:
-        sys.exit(f"--port: {error}")
-    running.watch(_POLL_SECONDS.value)
+        manager.start(_models_config())
+        running = server.start(manager)
+    except (config.ConfigError, OSError) as error:
+        sys.exit(str(error))
+    except errors.ServingError as error:
+        sys.exit(error.message)
+    manager.watch(flags.POLL_SECONDS.value)
+    if flags.MODEL_CONFIG_POLL_SECONDS.value:
+        manager.watch_config_file(
+            flags.MODEL_CONFIG_FILE.value, flags.MODEL_CONFIG_POLL_SECONDS.value
+        )
     stopping.recv(1)
-    logging.info("stopping")
-    running.stop(GRACE_SECONDS)
+    logging.info("stopping: requests under way have %g s", flags.DRAIN_SECONDS.value)
+    manager.stop()
+    running.drain(flags.DRAIN_SECONDS.value)
     logging.shutdown()
     # A version may still be loading; the library's destructors would race with it.
     os._exit(0)
 
 
+def _signals() -> socket.socket:
+    """A socket that has something to read once SIGTERM or SIGINT came.
+
+    Not a handler that wakes the main thread: Python runs handlers between bytecodes, so one for a
+    signal that comes just before the thread blocks would run when the next signal comes. What
+    wakes it is written where the signal arrives, in whatever thread that is.
+    """
+    stopping, arrived = socket.socketpair()
+    arrived.setblocking(False)
+    signal.set_wakeup_fd(arrived.detach(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return stopping
+
+
+def _models_config() -> message.Message:
+    if flags.MODEL_CONFIG_FILE.value:
+        if flags.MODEL_BASE_PATH.present or flags.MODEL_NAME.present:
+            raise config.ConfigError(
+                "--model_config_file says what is served: leave out --model_base_path and"
+                " --model_name"
+            )
+        return config.read(flags.MODEL_CONFIG_FILE.value, protos.ModelServerConfig)
+    if flags.MODEL_CONFIG_POLL_SECONDS.value:
+        raise config.ConfigError("--model_config_file_poll_wait_seconds needs --model_config_file")
+    if not flags.MODEL_BASE_PATH.value:
+        raise config.ConfigError("one of --model_base_path and --model_config_file is required")
+    return config.single_model(flags.MODEL_NAME.value, flags.MODEL_BASE_PATH.value)
+
+
+def _options() -> servable.Options:
+    session = flags.SESSION_PARALLELISM.value
+    if session and (flags.INTRA_OP.value or flags.INTER_OP.value):
+        raise config.ConfigError(
+            "give either --tensorflow_session_parallelism or --tensorflow_intra_op_parallelism"
+            " and --tensorflow_inter_op_parallelism"
+        )
+    session_config = protos.ConfigProto(
+        intra_op_parallelism_threads=session or flags.INTRA_OP.value,
+        inter_op_parallelism_threads=session or flags.INTER_OP.value,
+    )
+    return servable.Options(
+        session_config=session_config.SerializeToString(),
+        batching=_batching(),
+        warmup=flags.WARMUP.value,
+        signature_method_name_check=flags.METHOD_NAME_CHECK.value,
+        user_cache_size=flags.USER_CACHE_ENTRIES.value,
+        user_cache_seconds=flags.USER_CACHE_SECONDS.value,
+    )
+
+
+def _batching() -> batching.Parameters | None:
+    path = flags.BATCHING_FILE.value
+    if not flags.BATCHING.value:
+        if path:
+            raise config.ConfigError("--batching_parameters_file needs --enable_batching")
+        return None
+    if not path:
+        return batching.Parameters()
+    try:
+        return batching.Parameters.from_proto(config.read(path, protos.BatchingParameters))
+    except errors.ServingError as error:
+        raise config.ConfigError(f"{path}: {error.message}") from None
+
+
 if __name__ == "__main__":
+    flags.refuse(sys.argv[1:])
     app.run(main)

@@ -8,7 +8,8 @@ import grpc
 from google.protobuf import message
 
 from serving import errors, protos
-from serving.server.models import Models, invalid
+from serving.errors import invalid
+from serving.server.models import Models
 from serving.server.version import Version
 
 SIGNATURE_DEF = "signature_def"

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import grpc
 from google.protobuf import message
 
-from serving import errors
-from serving.server.model import Model
+from serving.errors import invalid
+from serving.server.model import Model, not_found
 from serving.server.servable import Servable
-
-
-def invalid(text: str) -> errors.ServingError:
-    """The request is wrong, whatever is served."""
-    return errors.ServingError(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 class Used(NamedTuple):
@@ -28,17 +22,29 @@ class Used(NamedTuple):
 
 
 class Models:
-    """Thread-safe; `poll` is called by one thread."""
+    """The models of the current configuration. Thread-safe."""
 
-    def __init__(self, models: Sequence[Model]):
-        self._models = {model.name: model for model in models}
+    def __init__(self, models: Iterable[Model] = ()):
+        self._models: dict[str, Model] = {}
+        self._known: dict[str, Model] = {}
+        self.replace(models)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
+    @property
+    def ready(self) -> bool:
+        """Whether every model has a version that answers."""
+        return all(model.is_available() for model in self)
+
+    def replace(self, models: Iterable[Model]) -> None:
+        """Serves these models from now on, all of them from the same moment."""
+        self._models = {model.name: model for model in models}
+        self._known = {**self._known, **self._models}
+
     def find(self, spec: message.Message) -> Model | None:
-        """The model a ModelSpec names; None if there is no such model."""
-        return self._models.get(spec.name)
+        """The model a ModelSpec names, maybe one no longer served; None if never heard of."""
+        return self._known.get(spec.name)
 
     @contextlib.contextmanager
     def use(self, spec: message.Message) -> Iterator[Used]:
@@ -51,14 +57,9 @@ class Models:
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
         number = self.version_number(spec)
-        model = self.find(spec)
+        model = self._models.get(spec.name)
         if model is None:
-            wanted = f"Latest({spec.name})"
-            if number is not None:
-                wanted = f"Specific({spec.name}, {number})"
-            raise errors.ServingError(
-                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}"
-            )
+            raise not_found(spec.name, number)
         with model.use(number) as (version, servable):
             yield Used(model.name, version, servable)
 
@@ -70,5 +71,9 @@ class Models:
         """
         choice = spec.WhichOneof("version_choice")
         if choice == "version_label":
-            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+            model = self._models.get(spec.name)
+            number = model.labels.get(spec.version_label) if model else None
+            if number is None:
+                raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+            return number
         return spec.version.value if choice == "version" else None

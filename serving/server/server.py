@@ -1,140 +1,119 @@
-"""The gRPC front: methods, message limits, the thread that watches the directories."""
+"""Puts the server together: the API, its two ports, health, metrics and the request log."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
-import threading
-import time
-from collections.abc import Callable
-from concurrent import futures
+import ssl
+from typing import NamedTuple
 
 import grpc
-from google.protobuf import message
 
-from serving import errors, protos, tensors
-from serving.server import metadata, predict
-from serving.server.models import Models, invalid
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", tensors.MAX_BYTES),
-    ("grpc.max_send_message_length", tensors.MAX_BYTES),
-    ("grpc.so_reuseport", 0),  # a port already taken is an error, not a second server behind it
-)
-
-Method = Callable[[Models, message.Message, float], message.Message]
+from serving import protos
+from serving.server import config, flags, metrics, tls
+from serving.server.api import MODEL_SERVICE, PREDICTION_SERVICE, Api
+from serving.server.grpc_port import GrpcPort
+from serving.server.health import Health
+from serving.server.manager import Manager
+from serving.server.request_log import RequestLog
+from serving.server.rest import RestApp
+from serving.server.rest_port import RestPort
 
 
-class Server:
-    """Serves models until stopped.
+class Server(NamedTuple):
+    """A server that answers."""
 
-    Attributes:
-      address: `host:port`, with the port the system gave if 0 was asked for.
+    health: Health
+    grpc_port: GrpcPort
+    rest_port: RestPort | None
+    log: RequestLog | None
+
+    def drain(self, seconds: float) -> None:
+        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`."""
+        self.health.drain()
+        stopped = self.grpc_port.stop(seconds)
+        if self.rest_port:
+            self.rest_port.stop(seconds)
+        stopped.wait()
+        if self.log:
+            self.log.close()
+
+
+def start(manager: Manager) -> Server:
+    """Binds the ports that the flags ask for and answers from then on.
+
+    Raises:
+      ConfigError: a file or a combination of flags that can't be used.
+      OSError: a port can't be bound, or the request log opened.
     """
-
-    def __init__(
-        self,
-        models: Models,
-        *,
-        host: str,
-        port: int,
-        max_threads: int,
-        content: bool = False,
-    ):
-        """Binds the port and answers from then on.
-
-        Args:
-          models: what is served.
-          host: the interface to listen on.
-          port: 0 lets the system choose.
-          max_threads: requests answered at the same time; further ones queue.
-          content: `tensor_content` in responses instead of typed fields.
-
-        Raises:
-          OSError: the port can't be bound.
-        """
-        self._models = models
-        self._stop = threading.Event()
-        self._grpc = grpc.server(futures.ThreadPoolExecutor(max_threads), options=_OPTIONS)
-        self._grpc.add_generic_rpc_handlers(_handlers(models, content))
-        try:
-            bound = self._grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            raise OSError(f"can't listen on {host}:{port}: is it taken?") from None
-        self.address = f"{host}:{bound}"
-        self._grpc.start()
-        logging.info("listening on %s", self.address)
-
-    def watch(self, interval: float) -> threading.Thread:
-        """Starts the thread that loads and unloads versions.
-
-        Args:
-          interval: seconds between looks at the directories; at 0 one look is all.
-        """
-        thread = threading.Thread(target=self._watch, args=(interval,), daemon=True)
-        thread.start()
-        return thread
-
-    def _watch(self, interval: float) -> None:
-        announced: set[str] = set()
-        while not self._stop.is_set():
-            for model in self._models:
-                model.poll()
-                if model.available and model.name not in announced:
-                    announced.add(model.name)
-                    logging.info("ready: %s on %s", model.name, self.address)
-            if not interval:
-                return
-            self._stop.wait(interval)
-
-    def stop(self, grace: float) -> None:
-        """Refuses new requests, gives those under way `grace` seconds to finish."""
-        self._stop.set()
-        self._grpc.stop(grace).wait()
-
-
-def _handlers(models: Models, content: bool) -> tuple[grpc.GenericRpcHandler, ...]:
-    services: dict[str, dict[str, tuple[type[message.Message], Method]]] = {
-        "tensorflow.serving.PredictionService": {
-            "Predict": (
-                protos.PredictRequest,
-                functools.partial(predict.predict, content=content),
-            ),
-            "GetModelMetadata": (protos.GetModelMetadataRequest, metadata.get_model_metadata),
-        },
-        "tensorflow.serving.ModelService": {
-            "GetModelStatus": (protos.GetModelStatusRequest, metadata.get_model_status),
-        },
-    }
-    return tuple(
-        grpc.method_handlers_generic_handler(
-            service,
-            {
-                name: grpc.unary_unary_rpc_method_handler(_answer(models, request_class, method))
-                for name, (request_class, method) in methods.items()
-            },
+    context, credentials = _tls()
+    metrics_path = _metrics_path()
+    measured = metrics.Metrics(manager.models)
+    log = None
+    if flags.REQUEST_LOG_FILE.value:
+        log = RequestLog(
+            flags.REQUEST_LOG_FILE.value,
+            flags.REQUEST_LOG_SAMPLING.value,
+            measured.dropped_log_lines.inc,
         )
-        for service, methods in services.items()
+    api = Api(manager, measured, log, content=flags.CONTENT.value)
+    health = Health(manager.models, (PREDICTION_SERVICE, MODEL_SERVICE))
+    manager.on_change = health.update
+    max_bytes = flags.MAX_REQUEST_MB.value << 20
+    grpc_port = GrpcPort(
+        api,
+        health,
+        host=flags.HOST.value,
+        port=flags.PORT.value,
+        max_threads=flags.GRPC_THREADS.value,
+        max_queued=flags.MAX_QUEUED.value,
+        max_bytes=max_bytes,
+        socket_path=flags.SOCKET_PATH.value,
+        channel_arguments=flags.channel_arguments(),
+        credentials=credentials,
     )
+    rest_port = None
+    if flags.REST_PORT.value:
+        app = RestApp(
+            api,
+            health,
+            measured,
+            max_bytes=max_bytes,
+            timeout=flags.REST_TIMEOUT_MS.value / 1000,
+            metrics_path=metrics_path,
+            cors=flags.REST_CORS.value,
+        )
+        rest_port = RestPort(
+            app,
+            host=flags.HOST.value,
+            port=max(flags.REST_PORT.value, 0),
+            max_threads=flags.REST_THREADS.value,
+            max_queued=flags.MAX_QUEUED.value,
+            tls=context,
+        )
+        scheme = "https" if context else "http"
+        logging.info("REST API on %s://%s", scheme, rest_port.address)
+    logging.info("listening on %s", grpc_port.address)
+    return Server(health, grpc_port, rest_port, log)
 
 
-def _answer(
-    models: Models, request_class: type[message.Message], method: Method
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    """Bytes in, bytes out; our errors become gRPC statuses."""
+def _tls() -> tuple[ssl.SSLContext | None, grpc.ServerCredentials | None]:
+    path = flags.SSL_FILE.value
+    if not path:
+        return None, None
+    read = config.read(path, protos.SSLConfig)
+    try:
+        return tls.server_context(read), tls.grpc_credentials(read)
+    except config.ConfigError as error:
+        raise config.ConfigError(f"{path}: {error}") from None
 
-    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            left = context.time_remaining()
-            deadline = math.inf if left is None else time.monotonic() + left
-            return method(models, request_class.FromString(data), deadline).SerializeToString()
-        except message.DecodeError:
-            name = request_class.DESCRIPTOR.name
-            failure = invalid(f"the request is no valid {name}")
-        except errors.ServingError as error:
-            failure = error
-        context.abort(failure.code, failure.message)
-        raise AssertionError("abort raises")
 
-    return answer
+def _metrics_path() -> str:
+    """Where Prometheus is answered; "" for nowhere."""
+    if not flags.MONITORING_FILE.value:
+        return ""
+    prometheus = config.read(flags.MONITORING_FILE.value, protos.MonitoringConfig).prometheus_config
+    if not prometheus.enable:
+        return ""
+    if not flags.REST_PORT.value:
+        raise config.ConfigError("--monitoring_config_file needs --rest_api_port")
+    return prometheus.path or metrics.DEFAULT_PATH

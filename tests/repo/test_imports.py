@@ -48,7 +48,7 @@ def test_the_pipeline_uses_only_the_surface_of_serving():
     ("module", "forbidden"),
     [
         ("serving.client", {"tensorflow", "tfx", "apache_beam", "data", "modules"}),
-        ("serving.server.server", {"tensorflow", "tfx", "apache_beam", "data", "modules"}),
+        ("serving.server.__main__", {"tensorflow", "tfx", "apache_beam", "data", "modules"}),
         ("data.spec", {"tensorflow", "tfx", "apache_beam", "pandas"}),
         ("tfx_pipeline.__main__", {"tensorflow", "tfx", "apache_beam"}),
     ],

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from serving.server import model
+from serving.server import config, model
 
 
 def test_files_replaced_while_a_failed_version_is_looked_at_dont_stop_the_watching(
@@ -11,7 +11,8 @@ def test_files_replaced_while_a_failed_version_is_looked_at_dont_stop_the_watchi
     version = tmp_path / "1"
     version.mkdir()
     (version / model.GRAPH_FILE).write_bytes(b"not a model")
-    served = model.Model("m", str(tmp_path))
+    (entry,) = config.single_model("m", str(tmp_path)).model_config_list.config
+    served = model.Model(entry)
     served.poll()
     (failed,) = served.versions()
     assert failed.error

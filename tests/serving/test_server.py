@@ -228,7 +228,7 @@ def test_status_codes_and_messages_are_tf_servings(stub, channel):
         invalid,
         "the request is no valid PredictRequest",
     )
-    unknown = channel.unary_unary("/tensorflow.serving.PredictionService/Classify")
+    unknown = channel.unary_unary("/tensorflow.serving.PredictionService/Sing")
     assert rpc_error(lambda: unknown(b""))[0] == "UNIMPLEMENTED"
 
 

@@ -1,0 +1,242 @@
+"""The command line: TF Serving's flags by its names (main.cc), and a few of ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from serving import tensors
+from serving.server.config import ConfigError
+
+CPUS = os.cpu_count() or 1
+
+# What is served.
+MODEL_NAME = flags.DEFINE_string("model_name", "default", "Name of the model in requests.")
+MODEL_BASE_PATH = flags.DEFINE_string(
+    "model_base_path", None, "Directory of version directories, e.g. DIR with DIR/1, DIR/2."
+)
+MODEL_CONFIG_FILE = flags.DEFINE_string(
+    "model_config_file",
+    None,
+    "Text proto ModelServerConfig: many models, version policies, labels. Instead of"
+    " --model_base_path and --model_name.",
+)
+MODEL_CONFIG_POLL_SECONDS = flags.DEFINE_float(
+    "model_config_file_poll_wait_seconds",
+    0.0,
+    "Seconds between looks at --model_config_file, which is reloaded when it changed; 0: never.",
+    lower_bound=0.0,
+)
+POLL_SECONDS = flags.DEFINE_float(
+    "file_system_poll_wait_seconds",
+    1.0,
+    "Seconds between looks for new versions; 0 looks once at the start.",
+    lower_bound=0.0,
+)
+MAX_LOAD_RETRIES = flags.DEFINE_integer(
+    "max_num_load_retries",
+    5,
+    "Times a version that can't be loaded is tried again, unless its files change.",
+    lower_bound=0,
+)
+LOAD_RETRY_MICROS = flags.DEFINE_integer(
+    "load_retry_interval_micros", 60_000_000, "Microseconds between them.", lower_bound=0
+)
+LOAD_THREADS = flags.DEFINE_integer(
+    "num_load_threads", 0, "Models loaded at once; 0 is one after another.", lower_bound=0
+)
+UNAVAILABLE_LABELS = flags.DEFINE_bool(
+    "allow_version_labels_for_unavailable_models",
+    False,
+    "A reload may assign a label not yet in use to a version not yet available.",
+)
+
+# How it runs.
+BATCHING = flags.DEFINE_bool(
+    "enable_batching",
+    True,
+    "Run requests together that came while others ran. Waits for nothing, so it is on (TF"
+    " Serving's default is off).",
+)
+BATCHING_FILE = flags.DEFINE_string(
+    "batching_parameters_file", None, "Text proto BatchingParameters."
+)
+WARMUP = flags.DEFINE_bool(
+    "enable_model_warmup",
+    True,
+    "Run each version before it answers: assets.extra/tf_serving_warmup_requests, or made-up"
+    " requests where a model has none.",
+)
+METHOD_NAME_CHECK = flags.DEFINE_bool(
+    "enable_signature_method_name_check",
+    False,
+    "A signature answers only the method it was exported for.",
+)
+SESSION_PARALLELISM = flags.DEFINE_integer(
+    "tensorflow_session_parallelism",
+    0,
+    "Sets both --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism.",
+    lower_bound=0,
+)
+INTRA_OP = flags.DEFINE_integer(
+    "tensorflow_intra_op_parallelism",
+    0,
+    "Threads within one operation; 0: one per core.",
+    lower_bound=0,
+)
+INTER_OP = flags.DEFINE_integer(
+    "tensorflow_inter_op_parallelism",
+    0,
+    "Threads across operations; 0: one per core.",
+    lower_bound=0,
+)
+USER_CACHE_ENTRIES = flags.DEFINE_integer(
+    "user_cache_entries",
+    100_000,
+    "User embeddings kept per version, for models that offer it; 0 keeps none.",
+    lower_bound=0,
+)
+USER_CACHE_SECONDS = flags.DEFINE_float(
+    "user_cache_seconds", 60.0, "How long one is kept.", lower_bound=0.0
+)
+
+# Who may ask, and how much.
+HOST = flags.DEFINE_string(
+    "host",
+    "127.0.0.1",
+    "Interface to listen on; 0.0.0.0 lets other machines in, unauthenticated unless"
+    " --ssl_config_file asks for certificates.",
+)
+PORT = flags.DEFINE_integer(
+    "port", 8500, "gRPC port; 0 lets the system choose one.", lower_bound=0, upper_bound=65535
+)
+SOCKET_PATH = flags.DEFINE_string(
+    "grpc_socket_path", "", "UNIX socket to answer gRPC on too, e.g. /run/serving.sock."
+)
+GRPC_THREADS = flags.DEFINE_integer(
+    "grpc_max_threads", 64, "gRPC requests answered at once.", lower_bound=1
+)
+CHANNEL_ARGUMENTS = flags.DEFINE_list(
+    "grpc_channel_arguments", [], "Options of gRPC's core, e.g. grpc.max_connection_age_ms=2000."
+)
+REST_PORT = flags.DEFINE_integer(
+    "rest_api_port",
+    0,
+    "REST port, also of metrics and health checks; 0: none; -1 lets the system choose one.",
+    lower_bound=-1,
+    upper_bound=65535,
+)
+REST_THREADS = flags.DEFINE_integer(
+    "rest_api_num_threads", 4 * CPUS, "REST requests answered at once.", lower_bound=1
+)
+REST_TIMEOUT_MS = flags.DEFINE_integer(
+    "rest_api_timeout_in_ms",
+    30_000,
+    "Milliseconds after which nobody waits for a REST answer; 0 is for ever.",
+    lower_bound=0,
+)
+REST_CORS = flags.DEFINE_bool(
+    "rest_api_enable_cors_support", False, "Let browsers ask from pages of any origin."
+)
+SSL_FILE = flags.DEFINE_string(
+    "ssl_config_file", None, "Text proto SSLConfig: TLS, and mutual TLS, on both ports."
+)
+MAX_REQUEST_MB = flags.DEFINE_integer(
+    "max_request_mb",
+    tensors.MAX_BYTES >> 20,
+    "Megabytes of the largest request or response.",
+    lower_bound=1,
+    upper_bound=tensors.MAX_BYTES >> 20,
+)
+MAX_QUEUED = flags.DEFINE_integer(
+    "max_queued_requests",
+    1000,
+    "Requests that may wait for a thread; more are refused (RESOURCE_EXHAUSTED, 503).",
+    lower_bound=0,
+)
+
+# What is answered, seen and written down.
+CONTENT = flags.DEFINE_bool(
+    "enable_serialization_as_tensor_content",
+    False,
+    "Answer with tensor_content (smaller, faster) instead of typed fields such as float_val.",
+)
+MONITORING_FILE = flags.DEFINE_string(
+    "monitoring_config_file", None, "Text proto MonitoringConfig: Prometheus on the REST port."
+)
+REQUEST_LOG_FILE = flags.DEFINE_string(
+    "request_log_file", None, "Append a sample of the requests to it, as JSON lines."
+)
+REQUEST_LOG_SAMPLING = flags.DEFINE_float(
+    "request_log_sampling",
+    0.01,
+    "The share of requests in the request log.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+DRAIN_SECONDS = flags.DEFINE_float(
+    "drain_seconds",
+    30.0,
+    "Seconds that SIGTERM gives requests under way (30: what Kubernetes waits before SIGKILL).",
+    lower_bound=0.0,
+)
+VERSION = flags.DEFINE_bool("version", False, "Print the version and exit.")
+
+_CPU_ONLY = "this server runs on CPUs only"
+_NO_TFLITE = "this server runs SavedModels only"
+_REFUSED = {
+    "enable_profiler": "there is no profiler service here",
+    "flush_filesystem_caches": "there are none: models are read from local directories only",
+    "force_allow_any_version_labels_for_unavailable_models": (
+        "use --allow_version_labels_for_unavailable_models"
+    ),
+    "enable_grpc_healthcheck_service": "grpc.health.v1 is always on; leave the flag out",
+    "mixed_precision": _CPU_ONLY,
+    "num_request_iterations_for_warmup": "each warm-up request runs once",
+    "num_tflite_interpreters_per_pool": _NO_TFLITE,
+    "num_tflite_pools": _NO_TFLITE,
+    "num_unload_threads": "versions are unloaded by the threads of --num_load_threads",
+    "per_process_gpu_memory_fraction": _CPU_ONLY,
+    "platform_config_file": "tensorflow is the only platform",
+    "prefer_tflite_model": _NO_TFLITE,
+    "remove_unused_fields_from_bundle_metagraph": "only the signatures are kept in any case",
+    "saved_model_tags": "only the meta graph tagged `serve` is served",
+    "skip_initialize_tpu": _CPU_ONLY,
+    "tensorflow_session_config_file": (
+        "use --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+    ),
+    "thread_pool_factory_config_file": (
+        "use --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+    ),
+    "use_alts_credentials": "use --ssl_config_file",
+    "use_tflite_model": _NO_TFLITE,
+    "xla_cpu_compilation_enabled": "what XLA compiles is decided when the model is exported",
+}
+"""TF Serving's flags that this server can't honour, and why."""
+
+
+def refuse(arguments: Sequence[str]) -> None:
+    """Exits with the reason if the command line asks for what this server can't do."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        for spelt in (name, name.removeprefix("no")):
+            if argument.startswith("-") and spelt in _REFUSED:
+                sys.exit(f"--{spelt} isn't supported: {_REFUSED[spelt]}")
+
+
+def channel_arguments() -> list[tuple[str, int | str]]:
+    """`--grpc_channel_arguments`, numbers as such.
+
+    Raises:
+      ConfigError: one isn't `name=value`.
+    """
+    arguments: list[tuple[str, int | str]] = []
+    for argument in CHANNEL_ARGUMENTS.value:
+        name, equals, value = argument.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--grpc_channel_arguments: {argument!r} isn't name=value")
+        arguments.append((name, int(value) if value.lstrip("-").isdigit() else value))
+    return arguments

@@ -1,0 +1,102 @@
+"""The REST port: cheroot's threaded HTTP server around `rest.RestApp`."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import cheroot.ssl
+from cheroot import makefile, wsgi
+
+_IDLE_SECONDS = 30
+
+
+class RestPort:
+    """Answers until stopped.
+
+    Attributes:
+      address: `host:port`, with the port the system gave if 0 was asked for.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        host: str,
+        port: int,
+        max_threads: int,
+        max_queued: int,
+        tls: ssl.SSLContext | None = None,
+    ):
+        """Binds the port and answers from then on.
+
+        Args:
+          app: a WSGI application.
+          host: the interface to listen on.
+          port: 0 lets the system choose.
+          max_threads: requests answered at the same time.
+          max_queued: connections that may wait for one of them; more get 503.
+          tls: plain HTTP unless given.
+
+        Raises:
+          OSError: the port can't be bound.
+        """
+        self._server = wsgi.Server(
+            (host, port),
+            app,
+            numthreads=max_threads,
+            server_name="",
+            request_queue_size=128,
+            timeout=_IDLE_SECONDS,
+            accepted_queue_size=max(max_queued, 1),  # 0 would be no limit
+            accepted_queue_timeout=0,
+        )
+        setattr(self._server, "error_log", _log)  # noqa: B010  (a hook, typed as a method)
+        if tls:
+            self._server.ssl_adapter = _Tls(tls)
+        try:
+            self._server.prepare()
+        except OSError:
+            raise OSError(f"can't listen on {host}:{port}: is it taken?") from None
+        self.address = f"{host}:{self._server.bind_addr[1]}"
+        self._thread = threading.Thread(target=self._server.serve, name="rest", daemon=True)
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Takes no new connections, gives requests under way `grace` seconds."""
+        self._server.shutdown_timeout = grace
+        self._server.stop()
+
+
+class _Tls(cheroot.ssl.Adapter):
+    """Leaves the handshake to the thread that reads the request.
+
+    cheroot's own adapter makes it where connections are accepted, and there one client that
+    says nothing holds up all others.
+    """
+
+    def __init__(self, context: ssl.SSLContext):
+        self.context = context
+
+    def bind(self, sock: Any) -> Any:
+        return sock
+
+    def wrap(self, sock: Any) -> tuple[ssl.SSLSocket, dict[str, str]]:
+        wrapped = self.context.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+        return wrapped, self.get_environ()
+
+    def get_environ(self) -> dict[str, str]:
+        return {"wsgi.url_scheme": "https"}
+
+    def makefile(self, sock: Any, mode: str = "r", bufsize: int = -1) -> Any:
+        return makefile.MakeFile(sock, mode, bufsize)
+
+
+def _log(text: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+    """What goes wrong with a connection is the client's affair; our own errors are logged."""
+    logging.log(level if level >= logging.ERROR else logging.DEBUG, text, exc_info=traceback)

@@ -1,0 +1,56 @@
+"""TLS and mutual TLS of both ports, from one `--ssl_config_file`."""
+
+from __future__ import annotations
+
+import pathlib
+import ssl
+import tempfile
+
+import grpc
+from google.protobuf import message
+
+from serving.server.config import ConfigError
+
+
+def server_context(config: message.Message) -> ssl.SSLContext:
+    """The TLS context of the REST port.
+
+    Args:
+      config: an SSLConfig: PEM texts of the server's key, its certificate, the clients' CA.
+
+    Raises:
+      ConfigError: something is missing, or is no PEM.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        _load_pair(context, config)
+    except ssl.SSLError as error:
+        raise ConfigError(f"server_key and server_cert: {error.reason or error}") from None
+    if config.custom_ca:
+        try:
+            context.load_verify_locations(cadata=config.custom_ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"custom_ca: {error.reason or error}") from None
+    if config.client_verify:
+        if not config.custom_ca:
+            raise ConfigError("client_verify needs custom_ca, the authority of the clients")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def grpc_credentials(config: message.Message) -> grpc.ServerCredentials:
+    """The gRPC port's credentials, of a config that `server_context` takes."""
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )
+
+
+def _load_pair(context: ssl.SSLContext, config: message.Message) -> None:
+    """Python's ssl reads these two from files only; a folder nobody else can enter holds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        key, cert = pathlib.Path(folder, "key.pem"), pathlib.Path(folder, "cert.pem")
+        key.write_text(config.server_key)
+        cert.write_text(config.server_cert)
+        context.load_cert_chain(cert, key)
