@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 
 from grpc_health.v1 import health, health_pb2
@@ -25,6 +26,8 @@ class Health:
         self._models = models
         self._services = ("", *services)
         self._draining = False
+        self._updating = threading.Lock()
+        self._status: int | None = None
         self._announced: set[str] = set()
         self.update()
 
@@ -34,13 +37,16 @@ class Health:
 
     def update(self) -> None:
         """To be called whenever what is available may have changed."""
-        status = _SERVING if self.ready else _NOT_SERVING
-        for service in self._services:
-            self.servicer.set(service, status)
-        for model in self._models:
-            if model.name not in self._announced and model.is_available():
-                self._announced.add(model.name)
-                logging.info("ready: %s", model.name)
+        with self._updating:
+            status = _SERVING if self.ready else _NOT_SERVING
+            if status != self._status:  # Who watches is told of changes only.
+                self._status = status
+                for service in self._services:
+                    self.servicer.set(service, status)
+            for model in self._models:
+                if model.name not in self._announced and model.is_available():
+                    self._announced.add(model.name)
+                    logging.info("ready: %s", model.name)
 
     def drain(self) -> None:
         """NOT_SERVING from now on."""

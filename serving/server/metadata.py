@@ -72,6 +72,7 @@ def get_model_status(
 def _write_status(version: Version, proto: message.Message) -> None:
     proto.version = version.number
     proto.state = version.state
+    proto.status.SetInParent()  # present, and OK unless it says otherwise
     if version.error:
         proto.status.error_code = version.error.code.value[0]
         proto.status.error_message = version.error.message

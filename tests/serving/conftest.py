@@ -37,10 +37,13 @@ def push(exports):
 
 @pytest.fixture(scope="session")
 def server(push, tmp_path_factory) -> LocalServer:
-    """Serves scale 1 as version 7 of `users`."""
+    """Serves scale 1 as version 7 of `users`, on both ports, with metrics."""
     base_path = tmp_path_factory.mktemp("users")
     push(1.0, base_path, 7)
-    with local_server(base_path, "users") as running:
+    monitoring = tmp_path_factory.mktemp("config") / "monitoring.config"
+    monitoring.write_text("prometheus_config { enable: true }")
+    flags = ("--rest_api_port=-1", f"--monitoring_config_file={monitoring}")
+    with local_server(base_path, "users", flags=flags) as running:
         yield running
 
 
