@@ -14,6 +14,7 @@ from google.protobuf import message
 
 from serving import errors, protos
 from serving.server import classify, metadata, multi_inference, predict, regress
+from serving.server.gate import Gate
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
 from serving.server.models import Models
@@ -43,6 +44,7 @@ class Api:
     Attributes:
       models: what is served.
       methods: name -> Method.
+      gate: every request passes it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Api:
           content: `tensor_content` in responses instead of typed fields.
         """
         self.models = manager.models
+        self.gate = Gate()
         self._metrics = metrics
         self._log = log
         answer_predict = functools.partial(predict.predict, content=content)
@@ -98,7 +101,8 @@ class Api:
         start = time.perf_counter()
         response, code = None, grpc.StatusCode.OK
         try:
-            response = self.methods[name].answer(self.models, request, deadline)
+            with self.gate:
+                response = self.methods[name].answer(self.models, request, deadline)
             return response
         except errors.ServingError as error:
             code = error.code

@@ -18,10 +18,14 @@ from serving.server.request_log import RequestLog
 from serving.server.rest import RestApp
 from serving.server.rest_port import RestPort
 
+_FLUSH_SECONDS = 2.0
+"""For answers on their way out; who watches the health is cut off then."""
+
 
 class Server(NamedTuple):
     """A server that answers."""
 
+    api: Api
     health: Health
     grpc_port: GrpcPort
     rest_port: RestPort | None
@@ -29,10 +33,12 @@ class Server(NamedTuple):
 
     def drain(self, seconds: float) -> None:
         """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`."""
+        self.api.gate.close()
         self.health.drain()
-        stopped = self.grpc_port.stop(seconds)
+        self.api.gate.wait(seconds)
+        stopped = self.grpc_port.stop(_FLUSH_SECONDS)
         if self.rest_port:
-            self.rest_port.stop(seconds)
+            self.rest_port.stop(_FLUSH_SECONDS)
         stopped.wait()
         if self.log:
             self.log.close()
@@ -93,7 +99,7 @@ def start(manager: Manager) -> Server:
         scheme = "https" if context else "http"
         logging.info("REST API on %s://%s", scheme, rest_port.address)
     logging.info("listening on %s", grpc_port.address)
-    return Server(health, grpc_port, rest_port, log)
+    return Server(api, health, grpc_port, rest_port, log)
 
 
 def _tls() -> tuple[ssl.SSLContext | None, grpc.ServerCredentials | None]:

@@ -238,20 +238,20 @@ def test_sigterm_finishes_what_is_under_way_on_both_ports(push, tmp_path):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
         answers = []
-        body = {"signature_name": "spin", "inputs": 250_000}
+        body = {"signature_name": "spin", "inputs": 400_000}
         url = f"{server.rest_url}/v1/models/default:predict"
         rest = threading.Thread(target=lambda: answers.append(ask(url, body)))
-        call = predict_on(channel, "spin", steps=np.int64(250_000))
+        call = predict_on(channel, "spin", steps=np.int64(400_000))
         rest.start()
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
-        # Requests that overtake the closing of the port are still answered.
-        wait_until(lambda: predict_on(channel, "spin", steps=np.int64(1)).exception())
         late = predict_on(channel, "spin", steps=np.int64(1)).exception()
-        assert late.code() == grpc.StatusCode.UNAVAILABLE
+        assert late.code() == grpc.StatusCode.UNAVAILABLE and "shutting down" in late.details()
+        refused = ask(url, body)
+        assert refused.code == 503 and "shutting down" in refused.error
         assert not call.done()
         assert call.exception() is None
         rest.join()
-        assert (answers[0].code, answers[0].json) == (200, {"outputs": 250_000.0})
+        assert (answers[0].code, answers[0].json) == (200, {"outputs": 400_000.0})
         assert server.process.wait(20) == 0
