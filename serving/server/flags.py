@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +9,6 @@ from absl import flags
 
 from serving import tensors
 from serving.server.config import ConfigError
-
-CPUS = os.cpu_count() or 1
 
 # What is served.
 MODEL_NAME = flags.DEFINE_string("model_name", "default", "Name of the model in requests.")
@@ -130,7 +127,7 @@ REST_PORT = flags.DEFINE_integer(
     upper_bound=65535,
 )
 REST_THREADS = flags.DEFINE_integer(
-    "rest_api_num_threads", 4 * CPUS, "REST requests answered at once.", lower_bound=1
+    "rest_api_num_threads", 64, "REST connections heard at once.", lower_bound=1
 )
 REST_TIMEOUT_MS = flags.DEFINE_integer(
     "rest_api_timeout_in_ms",

@@ -11,7 +11,7 @@ from typing import Any
 import cheroot.ssl
 from cheroot import makefile, wsgi
 
-_IDLE_SECONDS = 30
+_IDLE_SECONDS = 10
 
 
 class RestPort:
@@ -51,7 +51,8 @@ class RestPort:
             server_name="",
             request_queue_size=128,
             timeout=_IDLE_SECONDS,
-            accepted_queue_size=max(max_queued, 1),  # 0 would be no limit
+            # A connection is in the queue until an idle thread has woken to take it.
+            accepted_queue_size=max_threads + max_queued,
             accepted_queue_timeout=0,
         )
         setattr(self._server, "error_log", _log)  # noqa: B010  (a hook, typed as a method)

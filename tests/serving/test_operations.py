@@ -238,14 +238,15 @@ def test_sigterm_finishes_what_is_under_way_on_both_ports(push, tmp_path):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
         answers = []
-        body = {"signature_name": "spin", "inputs": 400_000}
+        body = {"signature_name": "spin", "inputs": 250_000}
         url = f"{server.rest_url}/v1/models/default:predict"
         rest = threading.Thread(target=lambda: answers.append(ask(url, body)))
-        call = predict_on(channel, "spin", steps=np.int64(400_000))
+        call = predict_on(channel, "spin", steps=np.int64(250_000))
         rest.start()
-        time.sleep(0.5)
+        time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
+        watch.cancel()
         late = predict_on(channel, "spin", steps=np.int64(1)).exception()
         assert late.code() == grpc.StatusCode.UNAVAILABLE and "shutting down" in late.details()
         refused = ask(url, body)
@@ -253,5 +254,5 @@ def test_sigterm_finishes_what_is_under_way_on_both_ports(push, tmp_path):
         assert not call.done()
         assert call.exception() is None
         rest.join()
-        assert (answers[0].code, answers[0].json) == (200, {"outputs": 400_000.0})
+        assert (answers[0].code, answers[0].json) == (200, {"outputs": 250_000.0})
         assert server.process.wait(20) == 0

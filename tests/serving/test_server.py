@@ -355,10 +355,14 @@ def test_hot_swaps_under_traffic_lose_no_request(push, tmp_path):
         for thread in threads:
             thread.join()
         with Client(server.target) as asking:
-            states = [(s.version, s.state) for s in asking.status("default")]
+            wait_until(
+                lambda: (
+                    [(s.version, s.state) for s in asking.status("default")]
+                    == [(4, "AVAILABLE"), (3, "END"), (2, "END"), (1, "END")]
+                )
+            )
     assert not failures
     assert versions == {1, 2, 3, 4}
-    assert states == [(4, "AVAILABLE"), (3, "END"), (2, "END"), (1, "END")]
 
 
 def test_a_corrupt_version_leaves_the_old_one_serving_until_mended(push, tmp_path):
