@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -193,7 +194,20 @@ def _read_body(environ: dict[str, Any], max_bytes: int) -> bytes | None:
     # A chunked body has no length.
     size = max_bytes + 1 if environ.get("HTTP_TRANSFER_ENCODING") else int(length)
     body = environ["wsgi.input"].read(size)
+    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding == "gzip":
+        body = _decompress(body, max_bytes)
+    elif encoding != "identity":
+        raise invalid(f"Content-Encoding {encoding} isn't supported, gzip is")
     return None if len(body) > max_bytes else body
+
+
+def _decompress(body: bytes, max_bytes: int) -> bytes:
+    """At most one byte more than a body may have: a few may stand for gigabytes."""
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise invalid(f"the body is no gzip: {error}") from None
 
 
 def _write_spec(match: re.Match, spec: message.Message) -> None:

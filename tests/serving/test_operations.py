@@ -1,5 +1,6 @@
 """What whoever runs a server relies on: health, metrics, the request log, limits, draining."""
 
+import gzip
 import json
 import re
 import signal
@@ -198,8 +199,10 @@ def test_requests_too_large_are_refused(small):
     with grpc.insecure_channel(server.target) as channel:
         answer = predict_on(channel, "add", x=x, y=x)
         assert answer.exception().code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    answer = ask(f"{server.rest_url}/v1/models/default:predict", b" " * ((1 << 20) + 1))
-    assert (answer.code, answer.error) == (413, f"the body is larger than {1 << 20} bytes")
+    spaces = b" " * ((1 << 20) + 1)
+    for body, headers in ((spaces, {}), (gzip.compress(spaces), {"Content-Encoding": "gzip"})):
+        answer = ask(f"{server.rest_url}/v1/models/default:predict", body, headers=headers)
+        assert (answer.code, answer.error) == (413, f"the body is larger than {1 << 20} bytes")
 
 
 def test_a_unix_socket(small):

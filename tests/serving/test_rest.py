@@ -1,6 +1,7 @@
 """The REST API of a real server, by TF Serving's documentation (g3doc/api_rest.md)."""
 
 import base64
+import gzip
 import json
 import math
 import socket
@@ -254,6 +255,16 @@ def test_a_chunked_body(server):
         )
         answer = b"".join(iter(lambda: connection.recv(10_000), b""))
     assert answer.endswith(b'{"outputs": 2.0}')
+
+
+def test_a_compressed_body(model):
+    body = gzip.compress(b'{"signature_name": "spin", "inputs": 2}')
+    answer = ask(f"{model}:predict", body, headers={"Content-Encoding": "gzip"})
+    assert answer.json == {"outputs": 2.0}
+    answer = ask(f"{model}:predict", body[5:], headers={"Content-Encoding": "gzip"})
+    assert answer.code == 400 and "the body is no gzip" in answer.error
+    answer = ask(f"{model}:predict", body, headers={"Content-Encoding": "br"})
+    assert answer.code == 400 and "br isn't supported" in answer.error
 
 
 def test_browsers_of_other_origins_are_told_nothing_by_default(model):
