@@ -114,6 +114,10 @@ class Api:
         finally:
             self._observe(name, entrypoint, request, response, code, time.perf_counter() - start)
 
+    def count_unreadable(self, name: str, entrypoint: str, error: errors.ServingError) -> None:
+        """A request that a port refuses before there is anything to `call` with."""
+        self._metrics.observe(name, entrypoint, "", "", error.code, 0.0)
+
     def _observe(
         self,
         name: str,

@@ -104,6 +104,7 @@ def _answer(api: Api, name: str) -> Callable[[bytes, grpc.ServicerContext], byte
             return api.call(name, request, "GRPC", deadline).SerializeToString()
         except message.DecodeError:
             failure = errors.invalid(f"the request is no valid {request_class.DESCRIPTOR.name}")
+            api.count_unreadable(name, "GRPC", failure)
         except errors.ServingError as error:
             failure = error
         context.abort(failure.code, failure.message)

@@ -131,42 +131,48 @@ class RestApp:
 
     def _infer(self, match: re.Match, environ: dict[str, Any]) -> _Response:
         deadline = time.monotonic() + self._timeout if self._timeout else math.inf
-        body = _read_body(environ, self._max_bytes)
-        if body is None:
-            return _error(
-                "413 Request Entity Too Large", f"the body is larger than {self._max_bytes} bytes"
-            )
-        document = json_values.parse(body)
-        del body
-        answers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
-        return _json(answers[match["method"].lower()](match, document, deadline))
+        name = match["method"].capitalize()
+        try:
+            body = _read_body(environ, self._max_bytes)
+            if body is None:
+                return _error(
+                    "413 Request Entity Too Large",
+                    f"the body is larger than {self._max_bytes} bytes",
+                )
+            request, write = self._read(name, match, json_values.parse(body))
+            del body
+        except ServingError as error:
+            self._api.count_unreadable(name, "REST", error)
+            raise
+        return _json(write(self._api.call(name, request, "REST", deadline)))
 
-    def _predict(self, match: re.Match, document: dict, deadline: float) -> dict[str, Any]:
+    def _read(
+        self, name: str, match: re.Match, document: dict[str, Any]
+    ) -> tuple[message.Message, Callable[[message.Message], dict[str, Any]]]:
+        """The request, and what writes its response as JSON."""
+        if name == "Predict":
+            return self._read_predict(match, document)
+        if name == "Classify":
+            request = _examples_request(protos.ClassificationRequest, match, document)
+            return request, lambda answer: json_examples.write_classifications(answer.result)
+        request = _examples_request(protos.RegressionRequest, match, document)
+        return request, lambda answer: json_examples.write_regressions(answer.result)
+
+    def _read_predict(
+        self, match: re.Match, document: dict[str, Any]
+    ) -> tuple[message.Message, Callable[[message.Message], dict[str, Any]]]:
         request = protos.PredictRequest()
         _write_spec(match, request.model_spec)
         name = request.model_spec.signature_name = json_values.signature_name(document)
-        is_row = json_predict.read_inputs(
-            document, self._signature(request.model_spec, name), request.inputs
-        )
-        response = self._api.call("Predict", request, "REST", deadline)
-        return json_predict.write_outputs(response.outputs, is_row=is_row)
+        signature = self._signature(request.model_spec, name or DEFAULT_SIGNATURE)
+        is_row = json_predict.read_inputs(document, signature, request.inputs)
+        return request, lambda answer: json_predict.write_outputs(answer.outputs, is_row=is_row)
 
     def _signature(self, spec: message.Message, name: str) -> message.Message:
-        name = name or DEFAULT_SIGNATURE
         with self._api.models.use(spec) as used:
             if name not in used.servable.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             return used.servable.signatures[name]
-
-    def _classify(self, match: re.Match, document: dict, deadline: float) -> dict[str, Any]:
-        request = _examples_request(protos.ClassificationRequest, match, document)
-        response = self._api.call("Classify", request, "REST", deadline)
-        return json_examples.write_classifications(response.result)
-
-    def _regress(self, match: re.Match, document: dict, deadline: float) -> dict[str, Any]:
-        request = _examples_request(protos.RegressionRequest, match, document)
-        response = self._api.call("Regress", request, "REST", deadline)
-        return json_examples.write_regressions(response.result)
 
     def _describe(self, match: re.Match) -> dict[str, Any]:
         if match["metadata"]:

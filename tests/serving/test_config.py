@@ -110,8 +110,11 @@ def test_many_models_by_file_rpc_and_edited_file(push, tmp_path):
             model_config("a", tmp_path / "a", every + labels), model_config("b", tmp_path / "b")
         )
     )
+    batching = tmp_path / "batching.config"
+    batching.write_text("max_batch_size { value: 8 } allowed_batch_sizes: [4, 8]")
     flags = (
         f"--model_config_file={path}",
+        f"--batching_parameters_file={batching}",
         "--model_config_file_poll_wait_seconds=0.1",
         "--num_load_threads=2",
     )

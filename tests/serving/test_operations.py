@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import protos, tensors
-from serving.client import Client, ServingError
+from serving.client import Client, ServingError, example
 from serving.local import local_server
 from tests.serving.http import ask
 from tests.serving.test_server import wait_until
@@ -90,6 +90,8 @@ def test_metrics_count_by_what_is_served_not_by_what_is_asked(server, client):
             count("Predict", "REST", "users", "add", "OK"),
             count("Predict", "GRPC", "users", "", "INVALID_ARGUMENT"),
             count("Predict", "GRPC", "", "", "NOT_FOUND"),
+            count("Predict", "GRPC", "", "", "INVALID_ARGUMENT"),
+            count("Predict", "REST", "", "", "INVALID_ARGUMENT"),
             found.get(
                 (":tensorflow:serving:request_latency_count", "Predict", "GRPC", "users", "add"), 0
             ),
@@ -109,14 +111,31 @@ def test_metrics_count_by_what_is_served_not_by_what_is_asked(server, client):
             request.model_spec.signature_name = "add"
             with pytest.raises(grpc.RpcError):
                 predict(request.SerializeToString())
+        with pytest.raises(grpc.RpcError):
+            predict(b"\x0a\xff")
+    ask(f"{server.rest_url}/v1/models/users:predict", b"{")
     answer = ask(page)
     assert answer.headers["Content-Type"].startswith("text/plain")
     found = samples(answer.body)
-    assert [after - count for after, count in zip(counts(), before, strict=True)] == [1, 1, 1, 2, 1]
+    gained = [after - count for after, count in zip(counts(), before, strict=True)]
+    assert gained == [1, 1, 1, 2, 1, 1, 1]
     assert b"nobody" not in answer.body
     assert found["serving_version_available", "users", "7"] == 1
     assert found["process_resident_memory_bytes",] > 0
     assert re.search(rb"^# TYPE :tensorflow:serving:request_latency histogram$", answer.body, re.M)
+
+
+def test_metrics_of_the_user_cache(server, client):
+    def hits_and_misses() -> tuple[float, float]:
+        found = samples(ask(f"{server.rest_url}/monitoring/prometheus/metrics").body)
+        hits, misses = (f"serving_user_cache_{what}_total" for what in ("hits", "misses"))
+        return found[hits, "users", "7"], found[misses, "users", "7"]
+
+    user = example({"user_id": "seen-twice", "sequence_item": [1], "candidate_price": [0.5]})
+    hits, misses = hits_and_misses()
+    for _ in range(2):
+        client.predict("users", {"examples": [user]})
+    assert hits_and_misses() == (hits + 1, misses + 1)
 
 
 def test_no_metrics_unless_asked_for(push, tmp_path):
@@ -178,8 +197,12 @@ def small(push, tmp_path_factory):
         f"--grpc_socket_path={base_path}/grpc.sock",
         "--grpc_channel_arguments=grpc.max_metadata_size=8192",
         "--drain_seconds=20",
+        "--noenable_batching",
+        "--noenable_model_warmup",
+        "--tensorflow_session_parallelism=1",
     )
     with local_server(base_path, flags=flags) as server:
+        assert "warm" not in server.log()
         yield server, base_path / "grpc.sock"
 
 
