@@ -1,4 +1,4 @@
-"""TensorFlow's and TF Serving's API messages, without TensorFlow.
+"""TensorFlow's, TF Serving's and the knowledge centre's API messages, without TensorFlow.
 
 `api.pb` is a FileDescriptorSet made by `generate.py` from the `.proto` files here and the installed
 tensorflow-serving-api. It is loaded into a private descriptor pool, so these classes live beside
@@ -62,3 +62,9 @@ ReloadConfigRequest = message_class("tensorflow.serving.ReloadConfigRequest")
 ReloadConfigResponse = message_class("tensorflow.serving.ReloadConfigResponse")
 SSLConfig = message_class("tensorflow.serving.SSLConfig")
 SignatureDefMap = message_class("tensorflow.serving.SignatureDefMap")
+DeleteUserRequest = message_class("universal.knowledge.v1.DeleteUserRequest")
+DeleteUserResponse = message_class("universal.knowledge.v1.DeleteUserResponse")
+ListVersionsRequest = message_class("universal.knowledge.v1.ListVersionsRequest")
+ListVersionsResponse = message_class("universal.knowledge.v1.ListVersionsResponse")
+LookupRequest = message_class("universal.knowledge.v1.LookupRequest")
+LookupResponse = message_class("universal.knowledge.v1.LookupResponse")
