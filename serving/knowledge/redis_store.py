@@ -39,9 +39,6 @@ from serving.knowledge.store import (
 _PIECE = 500
 """Keys of one writing command: Redis answers nobody else meanwhile."""
 
-_LOCK_SECONDS = 60
-"""A writer that died holds the others up no longer than this."""
-
 _WALK = """
 local function next_record(value, at)
   return at + 16 + struct.unpack('<I4', value, at + 8)
@@ -99,6 +96,7 @@ class RedisStore:
         dtype: str = "float32",
         prefix: str = "knowledge",
         timeout: float = 5.0,
+        lock_seconds: float = 60.0,
     ):
         """
         Args:
@@ -107,6 +105,7 @@ class RedisStore:
           dtype: of vectors in Redis, float32 or float16; answers are float32.
           prefix: of all keys; letters, digits, `-` and `_`.
           timeout: seconds for connecting and for each answer.
+          lock_seconds: a writer that died holds the others up no longer than this.
 
         Raises:
           errors.ServingError: INVALID_ARGUMENT. Nothing is sent yet.
@@ -123,6 +122,7 @@ class RedisStore:
         except ValueError as error:
             raise invalid(f"{url}: {error}") from None
         self._keep = check_keep(keep)
+        self._lock_seconds = lock_seconds
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._versions = f"{prefix}:versions".encode()
         self._categories = f"{prefix}:categories".encode()
@@ -234,7 +234,7 @@ class RedisStore:
         """One writer at a time, among all processes."""
         with self._clear():
             lock = self._redis.lock(
-                self._writer, timeout=_LOCK_SECONDS, blocking_timeout=2 * _LOCK_SECONDS
+                self._writer, timeout=self._lock_seconds, blocking_timeout=2 * self._lock_seconds
             )
             if not lock.acquire():
                 raise unavailable("another writer is at work on this store; try again later")

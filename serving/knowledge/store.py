@@ -50,8 +50,10 @@ class Knowledge:
 
     def concatenated(self) -> np.ndarray:
         """KEEP eq. 6, [K_u, K_i, K_u ⊙ K_i, K_uc], float32 [B, ΣD]. Raises as `product`."""
-        parts = [self.vectors[USER], self.vectors[ITEM], self.product()]
-        parts += [self.vectors[kind] for kind in (USER_CATEGORY,) if kind in self.vectors]
+        product = self.product()
+        parts = [self.vectors[USER], self.vectors[ITEM], product]
+        if USER_CATEGORY in self.vectors:
+            parts.append(self.vectors[USER_CATEGORY])
         return np.concatenate(parts, axis=1)
 
 
