@@ -11,14 +11,17 @@ import sys
 import numpy as np
 
 from serving import errors
-from serving.client import client, instances
+from serving.client import instances
+from serving.client.client import Client
+from serving.client.flows import DEFAULT_SIGNATURE
+from serving.client.tls import Tls
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.client", description=__doc__)
     parser.add_argument("--target", default="localhost:8500", help="host:port of the server")
     parser.add_argument("--model", default="default", help="the model's name")
-    parser.add_argument("--signature", default=client.DEFAULT_SIGNATURE, help="e.g. embed")
+    parser.add_argument("--signature", default=DEFAULT_SIGNATURE, help="e.g. embed")
     parser.add_argument("--version", type=int, help="the newest unless given")
     parser.add_argument(
         "--examples",
@@ -28,7 +31,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, help="only the first instances")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds a request")
+    tls = parser.add_argument_group("TLS (plain text unless --tls or one of the files is given)")
+    tls.add_argument("--tls", action="store_true", help="with the system's authorities")
+    tls.add_argument("--root_certificates", metavar="PEM", help="who vouches for the server")
+    tls.add_argument("--certificate", metavar="PEM", help="who this client is (mutual TLS)")
+    tls.add_argument("--key", metavar="PEM", help="of --certificate")
     return parser.parse_args(argv)
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    files = (arguments.root_certificates, arguments.certificate, arguments.key)
+    return Tls(*files) if arguments.tls or any(files) else None
 
 
 def _plain(value: object) -> object:
@@ -56,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints one JSON object of outputs per instance. Returns the exit code: 0, or 1 on error."""
     arguments = _arguments(argv)
     try:
-        with client.Client(arguments.target) as asking:
+        with Client(arguments.target, tls=_tls(arguments)) as asking:
             read = instances.read_instances(arguments.examples)
             for instance in itertools.islice(read, arguments.limit):
                 # One user a request, as in serving; in a batch, users would pad one another.

@@ -144,3 +144,5 @@ def test_a_directory_that_cant_be_written_is_one_clear_error(tmp_path):
         MappedStore(tmp_path / "file")
     with pytest.raises(errors.ServingError, match="version 1 can't be written"):
         _publish(tmp_path / "file" / "below", 1)
+    with pytest.raises(errors.ServingError, match="user can't be erased: .*none"):
+        MappedStore(tmp_path / "none").delete_user("u")  # a mistyped path mustn't look like success

@@ -1,0 +1,154 @@
+"""What a model server is asked: the requests, and what is made of the answers (`exchange.Flow`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
+import numpy as np
+from google.protobuf import message
+
+from serving import errors, protos, tensors
+from serving.client import rows
+from serving.client.exchange import Call, Flow, Retries, T, clear, exchange
+from serving.client.features import feature_specs, typed_example
+from serving.client.signatures import Signature, read_signatures, typed_inputs
+
+DEFAULT_SIGNATURE = "serving_default"
+
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
+_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_SERVER = ("model server", "python -m serving.server --model_base_path=DIR")
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    version: int
+    state: str
+    """START, LOADING, AVAILABLE, UNLOADING or END."""
+    error: str
+    """Why loading failed; '' if it didn't."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which model is asked, and how long the caller waits (seconds)."""
+
+    name: str
+    version: int | None
+    timeout: float
+
+    def address(self, request: message.Message) -> message.Message:
+        request.model_spec.name = self.name
+        if self.version is not None:
+            request.model_spec.version.value = self.version
+        return request
+
+
+class Flows:
+    """The flows of one client, with the signatures it learnt."""
+
+    def __init__(self, target: str, retries: Retries, max_batch_rows: int | None):
+        self._target = target
+        self._retries = retries
+        self._max_batch_rows = max_batch_rows
+        self._signatures: dict[tuple[str, int | None], dict[str, Signature]] = {}
+
+    def predict(
+        self, model: Model, inputs: Mapping[str, object], signature: str, outputs: Sequence[str]
+    ) -> Flow[dict[str, np.ndarray]]:
+        deadline = time.monotonic() + model.timeout
+        arrays = yield from self._checked(
+            model,
+            deadline,
+            lambda signatures: typed_inputs(signatures, model.name, signature, inputs),
+        )
+        pieces = rows.split(arrays, self._max_batch_rows)
+        answers = yield from self._predict(model, pieces, signature, outputs, deadline)
+        if len(answers) == 1:
+            return answers[0]
+        return rows.join(answers, [len(next(iter(piece.values()))) for piece in pieces])
+
+    def score(
+        self,
+        model: Model,
+        users: Sequence[Mapping[str, object]],
+        signature: str,
+        outputs: Sequence[str],
+    ) -> Flow[list[dict[str, np.ndarray]]]:
+        deadline = time.monotonic() + model.timeout
+
+        def examples(signatures: Mapping[str, Signature]) -> list[bytes]:
+            specs = feature_specs(signatures, model.name)
+            return [typed_example(specs, features) for features in users]
+
+        written = yield from self._checked(model, deadline, examples)
+        pieces = [{"examples": np.array([one], object)} for one in written]
+        answers = yield from self._predict(model, pieces, signature, outputs, deadline)
+        return [{name: array[0] for name, array in answer.items()} for answer in answers]
+
+    def metadata(self, model: Model) -> Flow[dict[str, Signature]]:
+        return (yield from self._learn(model, time.monotonic() + model.timeout))
+
+    def status(self, model: Model) -> Flow[list[VersionStatus]]:
+        request = model.address(protos.GetModelStatusRequest())
+        call = Call(_STATUS, request, protos.GetModelStatusResponse)
+        (response,) = yield from self._exchange([call], model, time.monotonic() + model.timeout)
+        states = protos.ModelVersionStatus.State
+        return [
+            VersionStatus(s.version, states.Name(s.state), s.status.error_message)
+            for s in response.model_version_status
+        ]
+
+    def _predict(
+        self,
+        model: Model,
+        pieces: Sequence[Mapping[str, np.ndarray]],
+        signature: str,
+        outputs: Sequence[str],
+        deadline: float,
+    ) -> Flow[list[dict[str, np.ndarray]]]:
+        calls = []
+        for piece in pieces:
+            request = model.address(protos.PredictRequest(output_filter=outputs))
+            request.model_spec.signature_name = signature
+            for name, array in piece.items():
+                tensors.to_proto(array, request.inputs[name])
+            calls.append(Call(_PREDICT, request, protos.PredictResponse))
+        responses = yield from self._exchange(calls, model, deadline)
+        return [
+            {name: tensors.to_array(proto) for name, proto in response.outputs.items()}
+            for response in responses
+        ]
+
+    def _checked(
+        self, model: Model, deadline: float, check: Callable[[dict[str, Signature]], T]
+    ) -> Flow[T]:
+        """What `check` makes of the model's signatures; raises what it raises."""
+        key = (model.name, model.version)
+        cached = key in self._signatures
+        signatures = self._signatures[key] if cached else (yield from self._learn(model, deadline))
+        try:
+            return check(signatures)
+        except errors.ServingError:
+            if not cached:
+                raise
+        # The server may have a newer version by now, with other signatures.
+        return check((yield from self._learn(model, deadline)))
+
+    def _learn(self, model: Model, deadline: float) -> Flow[dict[str, Signature]]:
+        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+        call = Call(_METADATA, model.address(request), protos.GetModelMetadataResponse)
+        (response,) = yield from self._exchange([call], model, deadline)
+        signatures = read_signatures(response)
+        self._signatures[model.name, model.version] = signatures
+        return signatures
+
+    def _exchange(self, calls: Sequence[Call], model: Model, deadline: float) -> Flow[list]:
+        try:
+            return (yield from exchange(calls, deadline, self._retries))
+        except grpc.RpcError as error:
+            raise clear(error, self._target, model.timeout, *_SERVER) from None

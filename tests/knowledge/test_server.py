@@ -1,0 +1,152 @@
+"""The service in a process of its own, over real gRPC."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import errors, protos
+from serving.client import KnowledgeClient
+from serving.knowledge import MappedStore
+from serving.knowledge.store import item_rows, user_category_rows, user_rows
+from tests.repo.source_tree import ROOT
+
+VECTORS = np.random.default_rng(3).standard_normal((9, 4)).astype(np.float32)
+USERS = [f"u{i}" for i in range(9)]
+
+
+def _publish(location: str, version: int) -> None:
+    rows = [
+        user_rows(USERS, VECTORS * version),
+        item_rows(["i1", "i2"], VECTORS[:2]),
+        user_category_rows(["u1"], ["c"], VECTORS[:1]),
+    ]
+    MappedStore(location).publish(version, rows)
+
+
+@contextlib.contextmanager
+def _serving(location: str, *flags: str):
+    """The process and its address."""
+    command = [sys.executable, "-m", "serving.knowledge", "serve", f"--store={location}"]
+    process = subprocess.Popen(
+        [*command, "--port=0", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for line in process.stderr:
+            if found := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
+                break
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("knowledge"))
+    _publish(folder, 7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(location):
+    with _serving(location) as (_, target), KnowledgeClient(target) as asking:
+        yield asking
+
+
+def test_a_batch_of_quadruples(client):
+    answer = client.lookup(
+        users=["u1", "u8", "nobody"],
+        items=["i2", "nothing", "i1"],
+        categories=["c", "c", "c"],
+        product=True,
+    )
+    assert answer.version == 7
+    u, i = (
+        np.float32([VECTORS[1], VECTORS[8], [0] * 4]),
+        np.float32([VECTORS[1], [0] * 4, VECTORS[0]]),
+    )
+    np.testing.assert_array_equal(answer.vectors["user"], u * 7)
+    np.testing.assert_array_equal(answer.vectors["item"], i)
+    np.testing.assert_array_equal(answer.vectors["product"], u * 7 * i)
+    np.testing.assert_array_equal(
+        answer.vectors["user_category"], np.float32([VECTORS[0], [0] * 4, [0] * 4])
+    )
+    assert {name: flags.tolist() for name, flags in answer.found.items()} == {
+        "user": [True, True, False],
+        "item": [True, False, True],
+        "user_category": [True, False, False],
+        "product": [True, False, False],
+    }
+    assert client.lookup().vectors == {}
+
+
+@pytest.mark.parametrize(
+    "arguments, code, text",
+    [
+        ({"users": ["u1"], "version": 6}, "NOT_FOUND", "no version 6; versions: 7"),
+        ({"users": ["u1"], "items": ["a", "b"]}, "INVALID_ARGUMENT", "as many users as items"),
+        ({"users": ["\ud800"]}, "INVALID_ARGUMENT", "text with a UTF-8 form"),
+        ({"users": [7]}, "INVALID_ARGUMENT", "text with a UTF-8 form"),
+        ({"users": ["u"] * 65_537}, "INVALID_ARGUMENT", "at most 65536"),
+        ({"users": ["u1"], "product": True}, "FAILED_PRECONDITION", "item vectors"),
+    ],
+)
+def test_errors_have_a_code_and_one_message(client, arguments, code, text):
+    with pytest.raises(errors.ServingError) as error:
+        client.lookup(**arguments)
+    assert error.value.code.name == code
+    assert text in error.value.message
+
+
+def test_rubbish_is_the_callers_fault(location):
+    with _serving(location) as (_, target), grpc.insecure_channel(target) as channel:
+        method = channel.unary_unary("/universal.knowledge.v1.KnowledgeCenter/Lookup")
+        with pytest.raises(grpc.RpcError) as error:
+            method(b"\xff\xff", timeout=10)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        response = protos.LookupResponse.FromString(method(b"", timeout=10))
+        assert response.version == 7
+
+
+def test_versions_published_and_users_erased_meanwhile_are_seen(tmp_path):
+    location = str(tmp_path)
+    _publish(location, 1)
+    with (
+        _serving(location, "--poll_seconds=0.05") as (process, target),
+        KnowledgeClient(target) as client,
+    ):
+        assert client.versions() == (1,)
+        _publish(location, 2)
+        deadline = time.monotonic() + 20
+        while client.versions() != (1, 2):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert client.lookup(users=["u1"]).version == 2
+        assert MappedStore(location).delete_user("u1")  # by another process
+        for version in (1, 2):
+            assert not client.lookup(users=["u1"], version=version).found["user"][0]
+        assert client.delete_user("u2") is True
+        assert client.delete_user("u2") is False
+        assert not MappedStore(location).delete_user("u2")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        with pytest.raises(errors.ServingError, match="no knowledge centre answers"):
+            client.versions()
+
+
+def test_a_taken_port_is_one_clear_error(location):
+    with _serving(location) as (_, target):
+        port = target.split(":")[1]
+        command = [sys.executable, "-m", "serving.knowledge", "serve", f"--store={location}"]
+        failed = subprocess.run(
+            [*command, f"--port={port}"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1 and "is it taken?" in failed.stderr
