@@ -1,0 +1,241 @@
+"""Retries, splitting, TLS: the waiting client and the awaiting one alike."""
+
+import asyncio
+import contextlib
+from concurrent import futures
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+
+from serving import protos
+from serving.client import AsyncClient, Client, Retries, ServingError, Tls, example, rows
+
+FAST = Retries(attempts=4, first=0.001)
+
+
+@pytest.fixture(params=["waiting", "awaiting"])
+def ask(request):
+    """Calls a method of a client: `ask(target, method, *arguments, options={}, **keywords)`."""
+
+    def wait(target, method, *arguments, options=None, **keywords):
+        with Client(target, **(options or {})) as client:
+            return getattr(client, method)(*arguments, **keywords)
+
+    async def awaited(target, method, *arguments, options=None, **keywords):
+        async with AsyncClient(target, **(options or {})) as client:
+            return await getattr(client, method)(*arguments, **keywords)
+
+    if request.param == "waiting":
+        return wait
+    return lambda *arguments, **keywords: asyncio.run(awaited(*arguments, **keywords))
+
+
+@contextlib.contextmanager
+def failing_server(codes: list[grpc.StatusCode], credentials=None):
+    """A gRPC server whose GetModelStatus fails with each code in turn, then answers.
+
+    Yields its address and the calls it got.
+    """
+    left, calls = list(codes), []
+
+    def status(data: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.append(data)
+        if left:
+            context.abort(left.pop(0), "no")
+        response = protos.GetModelStatusResponse()
+        response.model_version_status.add(version=3, state=30)
+        return response.SerializeToString()
+
+    handler = grpc.method_handlers_generic_handler(
+        "tensorflow.serving.ModelService",
+        {"GetModelStatus": grpc.unary_unary_rpc_method_handler(status)},
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((handler,))
+    port = (
+        server.add_secure_port("localhost:0", credentials)
+        if credentials
+        else server.add_insecure_port("localhost:0")
+    )
+    server.start()
+    try:
+        yield f"localhost:{port}", calls
+    finally:
+        server.stop(None)
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
+def test_calls_the_server_never_began_are_made_again(ask, code):
+    with failing_server([grpc.StatusCode[code]] * 3) as (target, calls):
+        (status,) = ask(target, "status", "m", options={"retries": FAST})
+    assert status.version == 3
+    assert len(calls) == 4
+
+
+def test_the_last_attempts_error_is_told(ask):
+    with failing_server([grpc.StatusCode.RESOURCE_EXHAUSTED] * 9) as (target, calls):
+        with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED: no"):
+            ask(target, "status", "m", options={"retries": FAST})
+        assert len(calls) == 4
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "DEADLINE_EXCEEDED"])
+def test_others_would_fail_again_and_are_not(ask, code):
+    with failing_server([grpc.StatusCode[code]]) as (target, calls):
+        with pytest.raises(ServingError) as error:
+            ask(target, "status", "m", options={"retries": FAST})
+        assert error.value.code.name == code
+        assert len(calls) == 1
+
+
+def test_no_pause_goes_past_the_deadline(ask, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    slow = Retries(attempts=4, first=100.0, longest=100.0)
+    with failing_server([grpc.StatusCode.UNAVAILABLE]) as (target, calls):
+        with pytest.raises(ServingError, match="UNAVAILABLE"):
+            ask(target, "status", "m", timeout=5.0, options={"retries": slow})
+        assert len(calls) == 1
+
+
+def test_pauses_double_up_to_the_longest_with_full_jitter(monkeypatch):
+    ranges = []
+    monkeypatch.setattr("random.uniform", lambda low, high: ranges.append((low, high)) or 0.0)
+    for attempt in range(1, 6):
+        Retries(first=0.1, longest=0.5).pause(attempt)
+    assert ranges == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.5), (0, 0.5)]
+
+
+# --- connecting
+
+
+def test_waiting_for_a_server(ask):
+    with failing_server([]) as (target, _):
+        ask(target, "wait_ready", 20.0)
+    with pytest.raises(ServingError, match="UNAVAILABLE: no server came up at 127.0.0.1:1 within"):
+        ask("127.0.0.1:1", "wait_ready", 0.05)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority):
+    """A server that asks for a certificate of the authority; its address."""
+    own = authority.issue_cert("localhost")
+    credentials = grpc.ssl_server_credentials(
+        [(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())],
+        root_certificates=authority.cert_pem.bytes(),
+        require_client_auth=True,
+    )
+    with failing_server([], credentials) as (target, _):
+        yield target
+
+
+def _files(folder, authority: trustme.CA, signer: trustme.CA) -> dict:
+    client = signer.issue_cert("client@example.org")
+    files = {
+        "root_certificates": authority.cert_pem.bytes(),
+        "certificate": client.cert_chain_pems[0].bytes(),
+        "key": client.private_key_pem.bytes(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in files}
+
+
+def test_mutual_tls(ask, secure, authority, tmp_path):
+    files = _files(tmp_path, authority, authority)
+    once = {"retries": Retries(attempts=1)}
+    (status,) = ask(secure, "status", "m", options={**once, "tls": Tls(**files)})
+    assert status.version == 3
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    refused = [
+        None,
+        Tls(),
+        Tls(files["root_certificates"]),
+        Tls(**_files(stranger, authority, trustme.CA())),
+        Tls(**files, server_name="elsewhere"),
+    ]
+    for tls in refused:
+        with pytest.raises(ServingError, match="UNAVAILABLE"):
+            ask(secure, "status", "m", options={**once, "tls": tls}, timeout=20)
+
+
+def test_tls_files_are_checked_first(tmp_path):
+    with pytest.raises(ServingError, match="none.pem: No such file"):
+        Client("localhost:1", tls=Tls(tmp_path / "none.pem"))
+    with pytest.raises(ServingError, match="go together"):
+        Client("localhost:1", tls=Tls(certificate=tmp_path / "c.pem"))
+
+
+# --- rows
+
+
+def _users(count: int) -> list[bytes]:
+    return [
+        example({"user_id": f"u{i}", "sequence_item": [i], "candidate_price": [0.5] * (i % 4)})
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 3, 10, 99])
+def test_a_split_request_is_answered_as_a_whole_one(ask, server, most):
+    inputs = {"examples": _users(10)}
+    whole = ask(server.target, "predict", "users", inputs)
+    split = ask(server.target, "predict", "users", inputs, options={"max_batch_rows": most})
+    assert split.keys() == whole.keys()
+    for name, array in whole.items():
+        assert split[name].dtype == array.dtype
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(split[name], array, atol=1e-6)
+        else:
+            assert split[name].tolist() == array.tolist()
+    assert whole["click"].shape == (10, 3)
+
+
+def test_more_pieces_than_calls_at_once(ask, server):
+    x = np.arange(100, dtype=np.float32)
+    inputs, options = {"x": x, "y": x}, {"max_batch_rows": 1}
+    answer = ask(server.target, "predict", "users", inputs, signature="add", options=options)
+    np.testing.assert_array_equal(answer["sum"], 2 * x)
+
+
+def test_an_input_without_rows_is_not_split(ask, server):
+    answer = ask(
+        server.target, "predict", "users", {"steps": 3}, signature="spin",
+        options={"max_batch_rows": 1},
+    )  # fmt: skip
+    assert answer["total"] == 3
+
+
+def test_outputs_without_a_row_per_input_cant_be_joined():
+    with pytest.raises(ServingError, match="FAILED_PRECONDITION: output 'loss' has shape"):
+        rows.join([{"loss": np.float32(1)}, {"loss": np.float32(2)}], [1, 1])
+
+
+def test_strings_and_widths_join_padded():
+    pieces = [
+        {"t": np.array([[b"a", b"b"]], object), "n": np.ones((1, 1, 2), np.int64)},
+        {"t": np.array([[b"c"], [b"d"]], object), "n": np.ones((2, 2, 1), np.int64)},
+    ]
+    joined = rows.join(pieces, [1, 2])
+    assert joined["t"].tolist() == [[b"a", b"b"], [b"c", b""], [b"d", b""]]
+    assert joined["n"].tolist() == [[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 0], [1, 0]]]
+
+
+def test_an_empty_batch_is_sent_as_it_is(ask, server):
+    empty = np.zeros(0, np.float32)
+    options = {"max_batch_rows": 3}
+    answer = ask(
+        server.target, "predict", "users", {"x": empty, "y": empty}, signature="add",
+        options=options,
+    )  # fmt: skip
+    assert answer["sum"].shape == (0,)
