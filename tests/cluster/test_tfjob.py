@@ -16,7 +16,7 @@ import yaml
 
 from modules.training.cluster.config import ClusterError, load_cluster, parse_cluster
 from modules.training.cluster.tfjob import manifest_yaml, tfjob
-from tests.cluster.tfjob_schema import tfjob_schema
+from tests.cluster.kubernetes_schema import schema
 from tests.repo.source_tree import ROOT
 
 TASK = "/training/task.json"
@@ -24,7 +24,7 @@ EXAMPLES = {
     path.stem: ROOT / f"deploy/clusters/kubernetes_{path.stem}.yaml"
     for path in sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 }
-VALIDATOR = jsonschema.Draft202012Validator(tfjob_schema())
+VALIDATOR = jsonschema.Draft202012Validator(schema("KubeflowOrgV1TFJob"))
 KUBERNETES = {"name": "job", "image": "i", "volume": {"claim": "c"}}
 
 

@@ -1,4 +1,4 @@
-"""A JSON schema of TFJob from the training-operator's own generated models.
+"""JSON schemas of Kubernetes' and the training-operator's objects from their own generated models.
 
 `kubeflow-training` and `kubernetes` (both Apache-2.0) carry one class per object, generated from
 the OpenAPI documents that the custom resource definition comes from: JSON keys, types, and which
@@ -26,10 +26,14 @@ _PRIMITIVES: dict[str, Schema] = {
 }
 
 
-def tfjob_schema() -> Schema:
-    """Draft 2020-12 schema of a kubeflow.org/v1 TFJob."""
+def schema(model: str) -> Schema:
+    """Draft 2020-12 schema of an object.
+
+    Args:
+      model: its class, such as `KubeflowOrgV1TFJob` or `V1Deployment`.
+    """
     definitions: dict[str, Schema] = {}
-    root = _of("KubeflowOrgV1TFJob", definitions)
+    root = _of(model, definitions)
     return {**root, "$defs": definitions}
 
 

@@ -1,0 +1,1 @@
+"""Speed of serving, as ratios to the signature called in process."""

@@ -1,0 +1,141 @@
+"""What is deployed: configurations that both servers read, manifests that fit their schemas.
+
+No container engine and no Kubernetes cluster is on the machines this was written on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import json
+import re
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import yaml
+from google.protobuf import text_format
+
+from serving import protos
+from tests.cluster.kubernetes_schema import schema
+from tests.repo.source_tree import ROOT
+
+FOLDER = ROOT / "deploy" / "serving"
+CONFIGS = {
+    "models.config": protos.ModelServerConfig,
+    "batching.config": protos.BatchingParameters,
+    "monitoring.config": protos.MonitoringConfig,
+}
+MANIFESTS = sorted((FOLDER / "kubernetes").glob("*.yaml"))
+
+
+def read_config(name: str, text: str):
+    pool = CONFIGS[name].DESCRIPTOR.file.pool
+    return text_format.Parse(text, CONFIGS[name](), descriptor_pool=pool)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_are_what_the_servers_read(name):
+    read_config(name, (FOLDER / name).read_text())
+
+
+def test_they_say_what_the_manifest_says():
+    (mounted,) = [d for d in documents(FOLDER / "kubernetes" / "model-server.yaml")
+                  if d["kind"] == "ConfigMap"]  # fmt: skip
+    assert set(mounted["data"]) == set(CONFIGS)
+    for name, text in mounted["data"].items():
+        assert read_config(name, text) == read_config(name, (FOLDER / name).read_text())
+
+
+def test_the_compose_file_fits_composes_schema():
+    vendored = importlib.resources.files("check_jsonschema.builtin_schemas.vendor")
+    compose_schema = json.loads((vendored / "compose-spec.json").read_text())
+    validator = jsonschema.validators.validator_for(compose_schema)(compose_schema)
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    validator.validate(compose)
+    compose["services"]["redis"]["comand"] = "typo"
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(compose)
+
+
+def test_ports_are_published_on_this_machine_only():
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    published = [p for s in compose["services"].values() for p in s.get("ports", ())]
+    assert published and all(port.startswith("127.0.0.1:") for port in published)
+
+
+def documents(path):
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def model_of(document: dict) -> str:
+    """The generated class of an object: `apps/v1` Deployment -> V1Deployment."""
+    version = document["apiVersion"].rpartition("/")[2]
+    return version[0].upper() + version[1:] + document["kind"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_fit_kubernetes_schema(path):
+    for document in documents(path):
+        validator = jsonschema.Draft202012Validator(schema(model_of(document)))
+        validator.validate(document)
+        document["spce"] = {}
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate(document)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_objects_name_each_other(path):
+    """Selectors find pods, volumes and probes' ports exist, config maps are in the manifests."""
+    every = [d for manifest in MANIFESTS for d in documents(manifest)]
+    maps = {d["metadata"]["name"] for d in every if d["kind"] == "ConfigMap"}
+    for document in documents(path):
+        if document["kind"] != "Deployment":
+            continue
+        pod = document["spec"]["template"]
+        selector = document["spec"]["selector"]["matchLabels"]
+        assert selector.items() <= pod["metadata"]["labels"].items()
+        services = [d for d in documents(path) if d["kind"] == "Service"]
+        assert any(s["spec"]["selector"] == selector for s in services)
+        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+        assert {v["configMap"]["name"] for v in volumes.values() if "configMap" in v} <= maps
+        for container in pod["spec"]["containers"]:
+            assert {m["name"] for m in container["volumeMounts"]} <= set(volumes)
+            ports = {port["name"] for port in container["ports"]}
+            probes = [v for k, v in container.items() if k.endswith("Probe")]
+            assert probes and {p["httpGet"]["port"] for p in probes if "httpGet" in p} <= ports
+
+
+def test_our_servers_take_the_flags_they_are_given():
+    """Every flag of the manifests and the compose file is one that the server's --help knows."""
+    arguments = set()
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    arguments |= set(compose["services"]["model-server"]["command"])
+    for document in documents(FOLDER / "kubernetes" / "model-server.yaml"):
+        if document["kind"] == "Deployment":
+            arguments |= set(document["spec"]["template"]["spec"]["containers"][0]["args"])
+    helped = subprocess.run(
+        [sys.executable, "-m", "serving.server", "--helpfull"],
+        cwd=ROOT, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0]
+        assert re.search(rf"--(\[no\])?{name}\b", helped), argument
+
+
+def test_the_image_installs_all_that_the_servers_import():
+    content = (FOLDER / "Dockerfile").read_text().replace("\\\n", " ")
+    installed = set(re.search(r'PACKAGES="([^"]+)"', content)[1].split())
+    code = (
+        "import sys, json, serving.server.__main__, serving.knowledge.__main__;"
+        "print(json.dumps([n.partition('.')[0] for n in sys.modules]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    owners = importlib.metadata.packages_distributions()
+    used = {owner.lower().replace("_", "-") for name in json.loads(ran.stdout)
+            for owner in owners.get(name, ())}  # fmt: skip
+    assert used <= installed, used - installed
