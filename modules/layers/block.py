@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from modules.layers.moe_attention import MoEMultiHeadAttention
 from modules.layers.moe_ffn import MoEAux, MoEFeedForward
+from modules.layers.norm import layer_norm
 
 
 class MoETransformerBlock(keras.layers.Layer):
@@ -51,9 +52,7 @@ class MoETransformerBlock(keras.layers.Layer):
             )
             for i in range(2)
         ]
-        self.attention_norm, *self.ffn_norms = (
-            keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy) for _ in range(3)
-        )
+        self.attention_norm, *self.ffn_norms = (layer_norm(dtype=policy) for _ in range(3))
         self.dropout = keras.layers.Dropout(dropout, dtype=policy)
 
     def call(

@@ -11,6 +11,7 @@ import tf_keras as keras
 from data import spec as spec_lib
 from modules.embeddings import table as table_lib
 from modules.embeddings.compressed import CompressedTable
+from modules.layers.norm import layer_norm
 
 
 class FeatureProjection(keras.layers.Layer):
@@ -59,7 +60,7 @@ class FeatureProjection(keras.layers.Layer):
         # Keras tracks what is in a dict, but not behind a method: the caller's copy is the one.
         self._table = dict(tables).__getitem__
         self.projection = keras.layers.Dense(hidden_dim, dtype=self.dtype_policy)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, dtype=self.dtype_policy)
+        self.norm = layer_norm(dtype=self.dtype_policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:

@@ -14,6 +14,7 @@ from modules.embeddings.table import EmbeddingTable
 from modules.features import Batch, suffix_features, visible_suffixes
 from modules.layers.block import MoETransformerBlock
 from modules.layers.feature_projection import FeatureProjection
+from modules.layers.norm import layer_norm
 from modules.layers.pooling import max_pool, running_max
 from modules.layers.tower import Tower
 from modules.preprocessing import private_rows
@@ -107,7 +108,7 @@ class Encoder(keras.layers.Layer):
             )
             for i in range(sizes.num_blocks)
         ]
-        self._norm = keras.layers.LayerNormalization(name="norm")
+        self._norm = layer_norm(name="norm")
 
     def call(self, batch: Batch, training: bool = False) -> Encoded:
         """Sequence and context features of `modules/features.py` -> h_o."""

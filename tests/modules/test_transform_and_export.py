@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import pathlib
 from concurrent import futures
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.core.protobuf import saved_model_pb2
 
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import MISSING, NUM_RESERVED
@@ -264,6 +266,14 @@ def _padded(row, spec):
         array = array[0] if channel.scope == "context" else array
         tensors[channel.feature] = tf.constant(array, dtype)[tf.newaxis]
     return tensors
+
+
+def test_no_op_that_threads_cant_share_is_exported(exported):
+    """`modules/layers/norm.py` says which, and why."""
+    content = (exported / "saved_model.pb").read_bytes()
+    (graph,) = saved_model_pb2.SavedModel.FromString(content).meta_graphs
+    nodes = itertools.chain(*(f.node_def for f in graph.graph_def.library.function))
+    assert "FusedBatchNormV3" not in {node.op for node in nodes}
 
 
 def test_a_request_with_a_list_too_short_is_refused(signatures):
