@@ -54,6 +54,11 @@ class Layout:
         return self.output / "embeddings"
 
     @property
+    def knowledge(self) -> pathlib.Path:
+        """A store of `serving.knowledge`."""
+        return self.output / "knowledge"
+
+    @property
     def report(self) -> pathlib.Path:
         return self.output / "report.html"
 

@@ -191,6 +191,7 @@ def _release_nodes(
         model_blessing=evaluator.outputs["blessing"],
         pushed_model=pusher.outputs["pushed_model"],
         destination=str(layout.embeddings),
+        knowledge=str(layout.knowledge),
     )
     _label(embeddings, "tfx_pipeline/components/user_embeddings.py")
     return _by_id(blessed, evaluator, check, pusher, embeddings)

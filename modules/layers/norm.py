@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tf_keras as keras
 
 _EPSILON = 1e-5
 
 
-def layer_norm(**kwargs) -> keras.layers.LayerNormalization:
+def layer_norm(**kwargs: Any) -> keras.layers.LayerNormalization:
     """Keras' layer without its fused kernel.
 
     With an epsilon over 1.001e-5 Keras runs `FusedBatchNormV3`, whose oneDNN kernel (the default

@@ -1,6 +1,7 @@
 """UserEmbeddings by Beam, and both components in a real pipeline."""
 
 import pathlib
+import uuid
 
 import apache_beam as beam
 import numpy as np
@@ -15,6 +16,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.proto import pusher_pb2
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, PushedModel
 
+from serving.knowledge import MappedStore, lookup
 from tests.tfx_pipeline import served
 from tfx_pipeline.components import user_embeddings
 from tfx_pipeline.components.serving_check import ServingCheck
@@ -74,6 +76,21 @@ def test_published_whole_under_the_pushed_version(tmp_path):
     embed(tmp_path, splits(), pushed_model=pushed, destination=str(destination))
     check_table(destination / "1700000000", version="1700000000")
     assert [path.name for path in destination.iterdir()] == ["1700000000"]
+
+
+def test_published_as_knowledge(tmp_path):
+    """A second run of the same version finds it there; a newer one is another version."""
+    for version in ("1700000000", "1700000000", "1700000001"):
+        pushed = PushedModel()
+        pushed.set_string_custom_property("pushed_version", version)
+        folder = tmp_path / uuid.uuid4().hex
+        folder.mkdir()
+        embed(folder, splits(), pushed_model=pushed, knowledge=str(tmp_path / "knowledge"))
+    store = MappedStore(str(tmp_path / "knowledge"))
+    assert store.versions() == (1700000000, 1700000001)
+    answer = lookup(store, users=["u3", "nobody"], version=1700000000)
+    assert answer.found["user"].tolist() == [True, False]
+    np.testing.assert_allclose(answer.vectors["user"][0], np.float32([3, 1, -3, 6]) / 1000)
 
 
 def test_an_unblessed_model_writes_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""UserEmbeddings: every user's embedding by the blessed model, as Parquet.
+"""UserEmbeddings: every user's embedding by the blessed model, as Parquet and as knowledge.
 
 Bulk inference with the `embed` signature on both file splits, from each user's newest window, so
 that the table has one row a user.
@@ -32,6 +32,10 @@ from tfx.types import artifact, artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, PushedModel
 from tfx.utils import io_utils, path_utils
 
+from serving import errors
+from serving.knowledge import MappedStore
+from serving.knowledge import parquet as knowledge_parquet
+
 SIGNATURE = "embed"
 FILE_PREFIX = "embeddings"
 MAX_BATCH = 256
@@ -51,6 +55,7 @@ def UserEmbeddings(
     model_blessing: InputArtifact[ModelBlessing] = None,
     pushed_model: InputArtifact[PushedModel] = None,
     destination: Parameter[str] = "",
+    knowledge: Parameter[str] = "",
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ) -> None:
     """Writes `user_id` string, `embedding` fixed_size_list<float>[D], `model_version` string.
@@ -63,9 +68,12 @@ def UserEmbeddings(
       pushed_model: names the version the servers answer with; else it is the model's own run.
       destination: a local directory that gets a copy as `<model_version>/`, complete or not at
         all.
+      knowledge: the folder of a knowledge store (serving/knowledge), whose newest version it
+        becomes.
 
     Raises:
-      ValueError: the model has no `embed` signature with an `embedding` [B, D] of known D.
+      ValueError: the model has no `embed` signature with an `embedding` [B, D] of known D, or the
+        knowledge store doesn't take the version.
     """
     if model_blessing is not None and not model_utils.is_model_blessed(model_blessing):
         logging.warning("UserEmbeddings: the model isn't blessed; no embeddings are written")
@@ -80,6 +88,8 @@ def UserEmbeddings(
         embed_instances(pipeline, patterns, path, version, embeddings.uri)
     if destination:
         publish(embeddings.uri, pathlib.Path(destination), version)
+    if knowledge:
+        publish_knowledge(embeddings.uri, knowledge, version)
 
 
 def embed_instances(
@@ -183,3 +193,19 @@ def publish(uri: str, destination: pathlib.Path, version: str) -> int:
     rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     logging.info("UserEmbeddings: %d users in %s", rows, target)
     return rows
+
+
+def publish_knowledge(uri: str, store: str, version: str) -> None:
+    """Makes a table a version of a knowledge store. What is published already stays as it is.
+
+    Raises:
+      ValueError: the store doesn't take it; the message says why.
+    """
+    try:
+        mapped = MappedStore(store)
+        if int(version) in mapped.versions():
+            logging.info("UserEmbeddings: version %s is in %s already", version, store)
+            return
+        mapped.publish(int(version), knowledge_parquet.read(uri))
+    except errors.ServingError as error:
+        raise ValueError(f"{store}: {error.message}") from None
