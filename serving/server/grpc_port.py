@@ -107,7 +107,17 @@ def _answer(api: Api, name: str) -> Callable[[bytes, grpc.ServicerContext], byte
             api.count_unreadable(name, "GRPC", failure)
         except errors.ServingError as error:
             failure = error
-        context.abort(failure.code, failure.message)
+        context.abort(failure.code, _short(failure.message))
         raise AssertionError("abort raises")
 
     return answer
+
+
+_MAX_MESSAGE = 2000
+
+
+def _short(text: str) -> str:
+    """Messages quote what was sent, and travel in a header of at most 8 KB, percent-encoded."""
+    if len(text.encode()) <= _MAX_MESSAGE:
+        return text
+    return text.encode()[:_MAX_MESSAGE].decode(errors="ignore") + "…"

@@ -19,6 +19,8 @@ from serving import tensors
 from serving.errors import ServingError, invalid
 
 _SHOWN = 200
+_MAX_RANK = 32
+"""NumPy's."""
 EXACT_INTEGERS = {np.dtype(np.float16): 2**11, np.dtype(np.float32): 2**24}
 
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
@@ -64,6 +66,8 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
       ServingError: INVALID_ARGUMENT, the lists are ragged or a value isn't of that type.
     """
     shape, flat = _flatten(value)
+    if len(shape) > _MAX_RANK:
+        raise invalid(f"JSON lists are nested {len(shape)} deep; a tensor has at most {_MAX_RANK}")
     return _convert(flat, dtype).reshape(shape)
 
 
