@@ -15,7 +15,9 @@ ALLOWED = {
     "tfx_pipeline": {"data", "modules", "serving", "tfx_pipeline"},
 }
 # The pipeline may call the server and its client from outside, never their insides.
-SERVING_SURFACE = ("serving.client", "serving.local", "serving.errors", "serving.protos")
+SERVING_SURFACE = tuple(
+    f"serving.{name}" for name in ("client", "errors", "knowledge", "local", "protos")
+)
 
 
 @pytest.mark.parametrize("package", ALLOWED)

@@ -18,6 +18,7 @@ NOT_OURS = frozenset({"FAILED_PRECONDITION"})
 REFUSED = INVALID | MISSING | NOT_OURS | {"UNIMPLEMENTED"}
 """What damaged bytes may turn out to be wrong with."""
 FINE = frozenset({"OK"})
+LONGEST = 300_000
 
 MODEL = "users"
 PREDICTION = "/tensorflow.serving.PredictionService"
@@ -215,7 +216,7 @@ def deep_json(chance: random.Random) -> Page:
 
 
 def huge_json(chance: random.Random) -> Page:
-    x = [1.5] * (300_000 if chance.random() < 0.05 else 3_000)
+    x = [1.5] * (LONGEST if chance.random() < 0.05 else 3_000)
     inputs = {"x": x, "y": x[: len(x) - chance.randrange(2)]}
     statuses = frozenset({200 if len(inputs["y"]) == len(x) else 400})
     return _post("huge JSON", {"signature_name": "add", "inputs": inputs}, statuses)
@@ -272,3 +273,13 @@ PAGES: tuple[Callable[[random.Random], Page], ...] = (
     cut_json, deep_json, huge_json, wrong_json, bytes_that_are_no_text, json_not_a_number,
     wrong_path,
 )  # fmt: skip
+
+
+def giants() -> tuple[Call, Page]:
+    """The largest requests there are, which are answered."""
+    x = np.ones(LONGEST * 10, np.float32)
+    inputs = {"x": [1.5] * LONGEST, "y": [1.5] * LONGEST}
+    return (
+        _predict("large", predict_request(x=x, y=x), FINE),
+        _post("large", {"signature_name": "add", "inputs": inputs}, frozenset({200})),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import random
 
@@ -18,6 +19,7 @@ from tests.serving import fuzz
 
 CALLS, PAGES = 8_000, 2_000
 MEGABYTE = 1 << 20
+_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 LASTING = 48 * MEGABYTE
 """What allocators may keep for themselves; giant requests, kept, would be hundreds."""
 
@@ -48,31 +50,33 @@ def _check_message(kind: str, text: str) -> None:
     assert len(text) < 20_000, f"{kind}: {len(text)} characters"
 
 
-def _fuzz_grpc(target: str, count: int, chance: random.Random) -> None:
-    options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(target, options=options) as channel:
-        for number in range(count):
-            call = fuzz.CALLS[number % len(fuzz.CALLS)](chance)
+def _fuzz(server, rest_port: int, share: float, chance: random.Random) -> None:
+    """A share of the requests, over both ports, and the largest ones."""
+    largest_call, largest_page = fuzz.giants()
+    calls = (fuzz.CALLS[n % len(fuzz.CALLS)](chance) for n in range(int(CALLS * share)))
+    with grpc.insecure_channel(server.target, options=_UNLIMITED) as channel:
+        for call in itertools.chain([largest_call], calls):
             code, text = _ask(channel, call)
             assert code in call.codes, f"{call.kind}: {code}: {text:.500} for {call.body[:300]!r}"
             if code != "OK":
                 _check_message(call.kind, text)
-
-
-def _fuzz_rest(port: int, count: int, chance: random.Random) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    for number in range(count):
-        page = fuzz.PAGES[number % len(fuzz.PAGES)](chance)
-        connection.request(page.method, page.path, page.body)
-        response = connection.getresponse()
-        content = response.read()
-        case = f"{page.kind}: {page.method} {page.path:.80} {page.body[:200]!r}"
-        assert response.status in page.statuses, f"{case}: {response.status} {content[:300]!r}"
-        if response.status != 200:
-            _check_message(case, json.loads(content)["error"])
-        if response.getheader("Connection", "").lower() == "close":
-            connection.close()
+    connection = http.client.HTTPConnection("127.0.0.1", rest_port, timeout=30)
+    pages = (fuzz.PAGES[n % len(fuzz.PAGES)](chance) for n in range(int(PAGES * share)))
+    for page in itertools.chain([largest_page], pages):
+        _check_page(connection, page)
     connection.close()
+
+
+def _check_page(connection: http.client.HTTPConnection, page: fuzz.Page) -> None:
+    connection.request(page.method, page.path, page.body)
+    response = connection.getresponse()
+    content = response.read()
+    case = f"{page.kind}: {page.method} {page.path:.80} {page.body[:200]!r}"
+    assert response.status in page.statuses, f"{case}: {response.status} {content[:300]!r}"
+    if response.status != 200:
+        _check_message(case, json.loads(content)["error"])
+    if response.getheader("Connection", "").lower() == "close":
+        connection.close()
 
 
 @pytest.mark.slow
@@ -80,11 +84,9 @@ def test_every_request_gets_the_right_code_and_nothing_lasts(running):
     server, rest_port = running
     process = psutil.Process(server.process.pid)
     chance = random.Random(4)
-    _fuzz_grpc(server.target, CALLS // 5, chance)
-    _fuzz_rest(rest_port, PAGES // 5, chance)
+    _fuzz(server, rest_port, 0.2, chance)
     before, threads = process.memory_info().rss, process.num_threads()
-    _fuzz_grpc(server.target, CALLS - CALLS // 5, chance)
-    _fuzz_rest(rest_port, PAGES - PAGES // 5, chance)
+    _fuzz(server, rest_port, 0.8, chance)
     assert process.memory_info().rss < before + LASTING
     assert process.num_threads() <= threads + 2
     with grpc.insecure_channel(server.target) as channel:
