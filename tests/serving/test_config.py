@@ -1,8 +1,5 @@
 """Configuration files and flags, as a user who gets them wrong meets them."""
 
-import subprocess
-import sys
-
 import grpc
 import pytest
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
@@ -11,12 +8,7 @@ from serving import protos
 from serving.client import Client, ServingError
 from serving.local import local_server
 from serving.server import config
-from tests.serving.test_server import wait_until
-
-
-def run_server(*flags: str) -> subprocess.CompletedProcess:
-    command_line = [sys.executable, "-m", "serving.server", *flags]
-    return subprocess.run(command_line, capture_output=True, text=True, timeout=30)
+from tests.serving.process import run_server, wait_until
 
 
 def model_config(name: str, path, more: str = "") -> str:

@@ -18,7 +18,7 @@ from serving import protos, tensors
 from serving.client import Client, ServingError, example
 from serving.local import local_server
 from tests.serving.http import ask
-from tests.serving.test_server import wait_until
+from tests.serving.process import wait_until
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 SERVING, NOT_SERVING = 1, 2

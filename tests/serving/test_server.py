@@ -23,19 +23,13 @@ from serving import protos, tensors
 from serving.client import Client, ServingError, example
 from serving.client import __main__ as command
 from serving.local import local_server
+from tests.serving.process import run_server, wait_until
 
 USER = {"user_id": "u1", "sequence_item": [100, 200], "candidate_price": [0.5, -1.0, 2.0]}
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x)))
-
-
-def wait_until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it didn't happen in time"
-        time.sleep(0.02)
 
 
 # --- answers
@@ -470,11 +464,6 @@ def test_waits_for_a_missing_base_path_with_one_warning(push, tmp_path):
         assert process.wait(10) == 0
         text = (tmp_path / "log").read_text()
     assert text.count("waiting for it") == 1 and text.count("waiting for one") == 1
-
-
-def run_server(*flags: str) -> subprocess.CompletedProcess:
-    command_line = [sys.executable, "-m", "serving.server", *flags]
-    return subprocess.run(command_line, capture_output=True, text=True, timeout=30)
 
 
 def test_bad_base_paths_are_one_clear_error(tmp_path, exports):
