@@ -1,7 +1,8 @@
 """`python -m serving.server --model_base_path=DIR`: a model server that speaks TF Serving's API.
 
 Flags have TF Serving's names. The newest version directory under the base path is served; a newer
-one is picked up while running, without a failed request. SIGTERM drains and stops it.
+one is picked up while running, without a failed request. --model_config_file serves many models.
+SIGTERM drains and stops it.
 """
 
 import importlib.metadata
@@ -15,12 +16,15 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app  # noqa: E402
+from absl import flags as absl_flags  # noqa: E402
 from google.protobuf import message  # noqa: E402
 
 from serving import errors, protos  # noqa: E402
 from serving.server import batching, config, flags, servable, server  # noqa: E402
 from serving.server.manager import Manager  # noqa: E402
 from serving.server.model import Retries  # noqa: E402
+
+absl_flags.adopt_module_key_flags(flags)  # so that --help lists them
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +45,8 @@ def main(argv: list[str]) -> None:
             load_threads=flags.LOAD_THREADS.value,
             allow_unavailable_labels=flags.UNAVAILABLE_LABELS.value,
         )
-        manager.start(_models_config())
+        models_config = _models_config()
+        manager.start(models_config)
         running = server.start(manager)
     except (config.ConfigError, OSError) as error:
         sys.exit(str(error))
@@ -50,7 +55,7 @@ def main(argv: list[str]) -> None:
     manager.watch(flags.POLL_SECONDS.value)
     if flags.MODEL_CONFIG_POLL_SECONDS.value:
         manager.watch_config_file(
-            flags.MODEL_CONFIG_FILE.value, flags.MODEL_CONFIG_POLL_SECONDS.value
+            flags.MODEL_CONFIG_FILE.value, models_config, flags.MODEL_CONFIG_POLL_SECONDS.value
         )
     stopping.recv(1)
     logging.info("stopping: requests under way have %g s", flags.DRAIN_SECONDS.value)

@@ -161,6 +161,9 @@ CONTENT = flags.DEFINE_bool(
     False,
     "Answer with tensor_content (smaller, faster) instead of typed fields such as float_val.",
 )
+HEALTH_SERVICE = flags.DEFINE_bool(
+    "enable_grpc_healthcheck_service", True, "Answer grpc.health.v1 (TF Serving's default: no)."
+)
 MONITORING_FILE = flags.DEFINE_string(
     "monitoring_config_file", None, "Text proto MonitoringConfig: Prometheus on the REST port."
 )
@@ -176,8 +179,8 @@ REQUEST_LOG_SAMPLING = flags.DEFINE_float(
 )
 DRAIN_SECONDS = flags.DEFINE_float(
     "drain_seconds",
-    30.0,
-    "Seconds that SIGTERM gives requests under way (30: what Kubernetes waits before SIGKILL).",
+    25.0,
+    "Seconds that SIGTERM gives requests under way; Kubernetes kills after 30 by default.",
     lower_bound=0.0,
 )
 VERSION = flags.DEFINE_bool("version", False, "Print the version and exit.")
@@ -190,7 +193,6 @@ _REFUSED = {
     "force_allow_any_version_labels_for_unavailable_models": (
         "use --allow_version_labels_for_unavailable_models"
     ),
-    "enable_grpc_healthcheck_service": "grpc.health.v1 is always on; leave the flag out",
     "mixed_precision": _CPU_ONLY,
     "num_request_iterations_for_warmup": "each warm-up request runs once",
     "num_tflite_interpreters_per_pool": _NO_TFLITE,

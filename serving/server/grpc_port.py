@@ -27,7 +27,7 @@ class GrpcPort:
     def __init__(
         self,
         api: Api,
-        health: Health,
+        health: Health | None,
         *,
         host: str,
         port: int,
@@ -41,6 +41,7 @@ class GrpcPort:
         """Binds the port and answers from then on.
 
         Args:
+          health: answered as grpc.health.v1, unless None.
           host: the interface to listen on.
           port: 0 lets the system choose.
           max_threads: requests answered at the same time.
@@ -65,7 +66,8 @@ class GrpcPort:
             ),
         )
         self._server.add_generic_rpc_handlers(_handlers(api))
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
+        if health:
+            health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
         self.address = f"{host}:{self._bind(f'{host}:{port}', credentials)}"
         if socket_path:
             self._bind(f"unix:{socket_path}", credentials)

@@ -123,17 +123,18 @@ class Manager:
 
         threading.Thread(target=watch, name="watch", daemon=True).start()
 
-    def watch_config_file(self, path: str, interval: float) -> None:
+    def watch_config_file(self, path: str, applied: message.Message, interval: float) -> None:
         """Reloads a ModelServerConfig file whenever it changes, in a thread of its own.
 
         A file that can't be used is one error in the log, and what is served stays.
 
         Args:
+          applied: what it said when the server started.
           interval: seconds between looks at the file.
         """
 
-        def watch() -> None:
-            applied, complaint = configs.read(path, protos.ModelServerConfig), ""
+        def watch(applied: message.Message) -> None:
+            complaint = ""
             while not self._stopped.wait(interval):
                 try:
                     config = configs.read(path, protos.ModelServerConfig)
@@ -146,7 +147,7 @@ class Manager:
                         complaint = str(error)
                         logging.error("--model_config_file isn't reloaded: %s", complaint)
 
-        threading.Thread(target=watch, name="watch-config", daemon=True).start()
+        threading.Thread(target=watch, args=(applied,), name="watch-config", daemon=True).start()
 
     def stop(self) -> None:
         """Looks at nothing any more; what is loaded stays."""

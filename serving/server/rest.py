@@ -24,10 +24,11 @@ from serving.server.metadata import SIGNATURE_DEF
 from serving.server.metrics import Metrics
 from serving.server.predict import DEFAULT_SIGNATURE
 
-_MODEL = r"(?i:/v1/models)/(?P<name>[^/:]+)"
+_MODELS = r"(?i:/v1/models)"
+_NAME = r"/(?P<name>[^/:]+)"
 _VERSION = r"(?:(?i:/versions)/(?P<version>\d+)|(?i:/labels)/(?P<label>[^/:]+))?"
-_INFERENCE = re.compile(_MODEL + _VERSION + ":(?P<method>(?i:classify|regress|predict))")
-_INFORMATION = re.compile(_MODEL + _VERSION + "(?P<metadata>(?i:/metadata))?")
+_INFERENCE = re.compile(_MODELS + _NAME + _VERSION + ":(?P<method>(?i:classify|regress|predict))")
+_INFORMATION = re.compile(f"{_MODELS}(?:{_NAME})?{_VERSION}(?P<metadata>(?i:/metadata))?")
 
 _HTTP_CODES = {
     grpc.StatusCode.CANCELLED: "499 Client Closed Request",
@@ -175,6 +176,8 @@ class RestApp:
             return used.servable.signatures[name]
 
     def _describe(self, match: re.Match) -> dict[str, Any]:
+        if not match["name"]:
+            raise invalid("Missing model name in request.")
         if match["metadata"]:
             request = protos.GetModelMetadataRequest(metadata_field=[SIGNATURE_DEF])
             _write_spec(match, request.model_spec)

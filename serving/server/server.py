@@ -67,7 +67,7 @@ def start(manager: Manager) -> Server:
     max_bytes = flags.MAX_REQUEST_MB.value << 20
     grpc_port = GrpcPort(
         api,
-        health,
+        health if flags.HEALTH_SERVICE.value else None,
         host=flags.HOST.value,
         port=flags.PORT.value,
         max_threads=flags.GRPC_THREADS.value,

@@ -85,6 +85,11 @@ def test_files_and_flags_that_dont_fit_are_one_clear_error(tmp_path):
     )
 
 
+def test_help_lists_the_flags():
+    done = run_server("--help")
+    assert "--model_config_file:" in done.stdout and "--rest_api_port:" in done.stdout
+
+
 def test_version():
     done = run_server("--version")
     assert done.returncode == 0 and done.stdout.startswith("serving.server on TensorFlow 2.")

@@ -125,6 +125,7 @@ def test_metadata(model):
         ("/v1/models/users/versions/9/metadata", 404, "request: Specific(users, 9)"),
         (f"/v1/models/users/versions/{2**63}", 400, f"convert version: {2**63} to numeric."),
         ("/v1/models/users:predict", 400, "Malformed request: GET /v1/models/users:predict"),
+        ("/v1/models", 400, "Missing model name in request."),
         ("/v1/sing", 400, "Malformed request: GET /v1/sing"),
         ("/v2/models", 404, "no such page: /v2/models"),
     ],
