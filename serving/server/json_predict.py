@@ -41,6 +41,8 @@ def read_inputs(
     if not is_row and "inputs" not in document:
         raise invalid("Missing 'inputs' or 'instances' key")
     dtypes = {name: info.dtype for name, info in signature.inputs.items()}
+    if not dtypes:
+        raise invalid("Failed to get input map for signature: it has no inputs")
     read = _read_instances if is_row else _read_columns
     for name, array in read(document, dtypes).items():
         tensors.to_proto(array, inputs[name])
@@ -55,7 +57,7 @@ def _read_instances(
         raise invalid(f"JSON Value: {show(document)} Excepting 'instances' to be an list/array")
     if not instances:
         raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
-    if not isinstance(instances[0], dict) and len(dtypes) > 1:
+    if not _is_named(instances[0]) and len(dtypes) > 1:
         raise invalid(
             "instances is a plain list, but expecting list of objects as multiple"
             " input tensors required as per tensorinfo_map"

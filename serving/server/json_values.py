@@ -19,8 +19,8 @@ from serving import tensors
 from serving.errors import ServingError, invalid
 
 _SHOWN = 200
-_MAX_RANK = 32
-"""NumPy's."""
+_MAX_DIMS = 32
+"""Of a NumPy array."""
 EXACT_INTEGERS = {np.dtype(np.float16): 2**11, np.dtype(np.float32): 2**24}
 
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
@@ -66,8 +66,6 @@ def to_array(value: Any, dtype: int) -> np.ndarray:
       ServingError: INVALID_ARGUMENT, the lists are ragged or a value isn't of that type.
     """
     shape, flat = _flatten(value)
-    if len(shape) > _MAX_RANK:
-        raise invalid(f"JSON lists are nested {len(shape)} deep; a tensor has at most {_MAX_RANK}")
     return _convert(flat, dtype).reshape(shape)
 
 
@@ -76,6 +74,8 @@ def _flatten(value: Any) -> tuple[tuple[int, ...], list]:
     shape: list[int] = []
     level = [value]
     while level and isinstance(level[0], list):
+        if len(shape) == _MAX_DIMS:
+            raise invalid(f"JSON Value: lists are nested deeper than {_MAX_DIMS} levels")
         for item in level if set(map(type, level)) != {list} else ():
             if not isinstance(item, list):
                 raise invalid(

@@ -166,7 +166,7 @@ class Manager:
 
     def _load(self, models: Iterable[Model]) -> None:
         models = list(models)
-        futures.wait([self._loaders.submit(model.poll) for model in models])
+        futures.wait([self._loaders.submit(self._look, model) for model in models])
         missing = [model for model in models if not model.is_available()]
         if missing:
             raise errors.ServingError(

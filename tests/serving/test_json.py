@@ -54,11 +54,12 @@ JSON = st.recursive(
 
 @given(
     st.dictionaries(st.sampled_from(["instances", "inputs", "examples", "context"]), JSON),
-    st.sampled_from([1, 3, 7, 9, 10]),
+    st.dictionaries(st.sampled_from("xy"), st.sampled_from([1, 3, 7, 9, 10])),
 )
-def test_any_json_is_read_or_refused(document, dtype):
+def test_any_json_is_read_or_refused(document, dtypes):
     signature = protos.message_class("tensorflow.SignatureDef")()
-    signature.inputs["x"].dtype = dtype
+    for name, dtype in dtypes.items():
+        signature.inputs[name].dtype = dtype
     document = json_values.parse(json.dumps(document).encode())
     for read in (
         lambda: json_predict.read_inputs(document, signature, protos.PredictRequest().inputs),

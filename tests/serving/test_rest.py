@@ -151,6 +151,11 @@ BAD_REQUESTS = [
     ({**ADD, "instances": {}}, "'instances' to be an list/array"),
     ({**ADD, "instances": []}, "No values in 'instances' array"),
     ({**ADD, "instances": [1.0]}, "instances is a plain list, but expecting list of objects"),
+    ({**ADD, "instances": [b64(b"a")]}, "instances is a plain list, but expecting list of obj"),
+    (
+        {"signature_name": "spin", "inputs": json.loads("[" * 40 + "]" * 40)},
+        "lists are nested deeper than 32 levels",
+    ),
     ({**ADD, "inputs": [1.0]}, "inputs is a plain value/list, but expecting an object"),
     ({**ADD, "inputs": {"x": [1]}}, "Missing named input: y in 'inputs' object."),
     ({**ADD, "instances": [{"x": 1, "y": 1}, 2]}, "Expecting object but got list at item 1"),
