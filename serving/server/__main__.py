@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     manager.stop()
     running.drain(flags.DRAIN_SECONDS.value)
     logging.shutdown()
-    # A version may still be loading; the library's destructors would race with it.
+    # Ports answer and versions may load to the end; the libraries' destructors would race with it.
     os._exit(0)
 
 

@@ -10,11 +10,7 @@ from serving import errors
 
 
 class Gate:
-    """`with gate:` around each request. Thread-safe.
-
-    Not left to gRPC's own `stop`, which answers what arrives just then with CANCELLED, and that
-    no client tries again.
-    """
+    """`with gate:` around each request. Thread-safe."""
 
     def __init__(self) -> None:
         self._inside = 0

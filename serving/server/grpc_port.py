@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -18,7 +17,7 @@ from serving.server.health import Health
 
 
 class GrpcPort:
-    """Answers until stopped.
+    """Answers until the process ends.
 
     Attributes:
       address: `host:port`, with the port the system gave if 0 was asked for.
@@ -80,10 +79,6 @@ class GrpcPort:
             return self._server.add_secure_port(address, credentials)
         except RuntimeError:
             raise OSError(f"can't listen on {address}: is it taken?") from None
-
-    def stop(self, grace: float) -> threading.Event:
-        """Refuses new requests, gives those under way `grace` seconds; the event is the end."""
-        return self._server.stop(grace)
 
 
 def _handlers(api: Api) -> list[grpc.GenericRpcHandler]:

@@ -15,7 +15,7 @@ _IDLE_SECONDS = 10
 
 
 class RestPort:
-    """Answers until stopped.
+    """Answers until the process ends.
 
     Attributes:
       address: `host:port`, with the port the system gave if 0 was asked for.
@@ -63,13 +63,7 @@ class RestPort:
         except OSError:
             raise OSError(f"can't listen on {host}:{port}: is it taken?") from None
         self.address = f"{host}:{self._server.bind_addr[1]}"
-        self._thread = threading.Thread(target=self._server.serve, name="rest", daemon=True)
-        self._thread.start()
-
-    def stop(self, grace: float) -> None:
-        """Takes no new connections, gives requests under way `grace` seconds."""
-        self._server.shutdown_timeout = grace
-        self._server.stop()
+        threading.Thread(target=self._server.serve, name="rest", daemon=True).start()
 
 
 class _Tls(cheroot.ssl.Adapter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 from typing import NamedTuple
 
 import grpc
@@ -18,28 +19,29 @@ from serving.server.request_log import RequestLog
 from serving.server.rest import RestApp
 from serving.server.rest_port import RestPort
 
-_FLUSH_SECONDS = 2.0
-"""For answers on their way out; who watches the health is cut off then."""
+_FLUSH_SECONDS = 1.0
+"""For answers on their way out."""
 
 
 class Server(NamedTuple):
-    """A server that answers."""
+    """A server that answers until the process ends, or nobody holds its ports."""
 
     api: Api
     health: Health
+    log: RequestLog | None
     grpc_port: GrpcPort
     rest_port: RestPort | None
-    log: RequestLog | None
 
     def drain(self, seconds: float) -> None:
-        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`."""
+        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`.
+
+        The ports stay open until the process ends: gRPC's own `stop` answers what arrives while
+        it stops with CANCELLED, and that no client tries again.
+        """
         self.api.gate.close()
         self.health.drain()
         self.api.gate.wait(seconds)
-        stopped = self.grpc_port.stop(_FLUSH_SECONDS)
-        if self.rest_port:
-            self.rest_port.stop(_FLUSH_SECONDS)
-        stopped.wait()
+        time.sleep(_FLUSH_SECONDS)
         if self.log:
             self.log.close()
 
@@ -54,52 +56,68 @@ def start(manager: Manager) -> Server:
     context, credentials = _tls()
     metrics_path = _metrics_path()
     measured = metrics.Metrics(manager.models)
-    log = None
-    if flags.REQUEST_LOG_FILE.value:
-        log = RequestLog(
-            flags.REQUEST_LOG_FILE.value,
-            flags.REQUEST_LOG_SAMPLING.value,
-            measured.dropped_log_lines.inc,
-        )
+    log = _request_log(measured)
     api = Api(manager, measured, log, content=flags.CONTENT.value)
     health = Health(manager.models, (PREDICTION_SERVICE, MODEL_SERVICE))
     manager.on_change = health.update
-    max_bytes = flags.MAX_REQUEST_MB.value << 20
-    grpc_port = GrpcPort(
-        api,
-        health if flags.HEALTH_SERVICE.value else None,
-        host=flags.HOST.value,
-        port=flags.PORT.value,
-        max_threads=flags.GRPC_THREADS.value,
-        max_queued=flags.MAX_QUEUED.value,
-        max_bytes=max_bytes,
-        socket_path=flags.SOCKET_PATH.value,
-        channel_arguments=flags.channel_arguments(),
-        credentials=credentials,
-    )
+    grpc_port = _start_grpc(api, health, credentials)
     rest_port = None
     if flags.REST_PORT.value:
         app = RestApp(
             api,
             health,
             measured,
-            max_bytes=max_bytes,
+            max_bytes=_max_bytes(),
             timeout=flags.REST_TIMEOUT_MS.value / 1000,
             metrics_path=metrics_path,
             cors=flags.REST_CORS.value,
         )
-        rest_port = RestPort(
-            app,
-            host=flags.HOST.value,
-            port=max(flags.REST_PORT.value, 0),
-            max_threads=flags.REST_THREADS.value,
-            max_queued=flags.MAX_QUEUED.value,
-            tls=context,
-        )
-        scheme = "https" if context else "http"
-        logging.info("REST API on %s://%s", scheme, rest_port.address)
+        rest_port = _start_rest(app, context)
+    # Last: whoever starts the server reads from it that all ports are there.
     logging.info("listening on %s", grpc_port.address)
-    return Server(api, health, grpc_port, rest_port, log)
+    return Server(api, health, log, grpc_port, rest_port)
+
+
+def _start_grpc(api: Api, health: Health, credentials: grpc.ServerCredentials | None) -> GrpcPort:
+    return GrpcPort(
+        api,
+        health if flags.HEALTH_SERVICE.value else None,
+        host=flags.HOST.value,
+        port=flags.PORT.value,
+        max_threads=flags.GRPC_THREADS.value,
+        max_queued=flags.MAX_QUEUED.value,
+        max_bytes=_max_bytes(),
+        socket_path=flags.SOCKET_PATH.value,
+        channel_arguments=flags.channel_arguments(),
+        credentials=credentials,
+    )
+
+
+def _start_rest(app: RestApp, context: ssl.SSLContext | None) -> RestPort:
+    port = RestPort(
+        app,
+        host=flags.HOST.value,
+        port=max(flags.REST_PORT.value, 0),
+        max_threads=flags.REST_THREADS.value,
+        max_queued=flags.MAX_QUEUED.value,
+        tls=context,
+    )
+    logging.info("REST API on %s://%s", "https" if context else "http", port.address)
+    return port
+
+
+def _max_bytes() -> int:
+    return flags.MAX_REQUEST_MB.value << 20
+
+
+def _request_log(measured: metrics.Metrics) -> RequestLog | None:
+    if not flags.REQUEST_LOG_FILE.value:
+        return None
+    return RequestLog(
+        flags.REQUEST_LOG_FILE.value,
+        flags.REQUEST_LOG_SAMPLING.value,
+        measured.dropped_log_lines.inc,
+    )
 
 
 def _tls() -> tuple[ssl.SSLContext | None, grpc.ServerCredentials | None]:
