@@ -73,6 +73,12 @@ def check_models(config: message.Message, models: Models) -> None:
         if entry.name in seen:
             raise invalid(f"Illegal to list model {entry.name} multiple times in config list")
         seen.add(entry.name)
+        if not entry.name:
+            raise invalid(f"the model with base path {entry.base_path} has no name")
+        if entry.HasField("logging_config"):
+            raise invalid(
+                f"model {entry.name}: logging_config isn't supported; --request_log_file is"
+            )
         _check_platform(entry, models)
         _check_base_path(entry)
 

@@ -273,6 +273,11 @@ def test_labels_for_versions_to_come(push, tmp_path):
             'config { name: "b" base_path: "models/b" model_platform: "tensorflow" }',
             "Expected model b to have an absolute path or URI; got base_path()=models/b",
         ),
+        ('config { base_path: "/b" model_platform: "tensorflow" }', "base path /b has no name"),
+        (
+            'config { name: "b" base_path: "/b" model_platform: "tensorflow" logging_config {} }',
+            "logging_config isn't supported",
+        ),
         (
             'config { name: "b" base_path: "gs://models" model_platform: "tensorflow" }',
             "must be a local directory",

@@ -10,6 +10,7 @@ import time
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -182,6 +183,17 @@ def test_request_log(push, tmp_path):
 
 
 # --- limits
+
+
+def test_only_this_machine_may_ask_unless_told_otherwise(server):
+    listening = {
+        # gRPC's sockets speak IPv6, where this is how an IPv4 address is written.
+        f"{connection.laddr.ip.removeprefix('::ffff:')}:{connection.laddr.port}"
+        for connection in psutil.Process(server.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {server.target, server.rest_url.removeprefix("http://")}
+    assert all(address.startswith("127.0.0.1:") for address in listening)
 
 
 @pytest.fixture(scope="module")
