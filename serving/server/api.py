@@ -127,10 +127,11 @@ class Api:
         code: grpc.StatusCode,
         seconds: float,
     ) -> None:
-        spec = _model_spec(request if response is None else response) or _model_spec(request)
+        answered = None if response is None else _model_spec(response)
+        spec = answered or _model_spec(request)
+        # Only names that are served: clients may ask for any, and each would be a new series.
         model = spec.name if spec and self.models.find(spec) else ""
-        # Only a signature that answered: clients may ask for any, and each would be a new series.
-        signature = spec.signature_name if spec and response is not None else ""
+        signature = answered.signature_name if answered else ""
         self._metrics.observe(name, entrypoint, model, signature, code, seconds)
         if self._log and self._log.is_sampled():
             self._log.write(

@@ -114,6 +114,11 @@ def test_metrics_count_by_what_is_served_not_by_what_is_asked(server, client):
                 predict(request.SerializeToString())
         with pytest.raises(grpc.RpcError):
             predict(b"\x0a\xff")
+        status = protos.GetModelStatusRequest()
+        status.model_spec.name, status.model_spec.signature_name = "users", "nobody-3"
+        channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")(
+            status.SerializeToString()
+        )
     ask(f"{server.rest_url}/v1/models/users:predict", b"{")
     answer = ask(page)
     assert answer.headers["Content-Type"].startswith("text/plain")
