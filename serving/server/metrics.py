@@ -45,7 +45,7 @@ class Metrics:
         )
         self.dropped_log_lines = prometheus_client.Counter(
             "serving_request_log_dropped",
-            "Lines of the request log dropped because the disk was slow.",
+            "Lines of the request log lost because the disk was slow or full.",
             registry=self._registry,
         )
         prometheus_client.ProcessCollector(registry=self._registry)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import logging
 import pathlib
 import queue
 import random
@@ -11,6 +13,7 @@ import threading
 from collections.abc import Callable
 
 _WAITING_LINES = 10_000
+_CLOSE_SECONDS = 2.0
 
 
 class RequestLog:
@@ -21,12 +24,12 @@ class RequestLog:
         Args:
           path: the file. It may be renamed while open; a restart begins a new one.
           sampling: the share of requests written down, 0 to 1.
-          on_drop: called for a line that is lost because too many wait for the disk.
+          on_drop: called for a line that is lost: too many wait for the disk, or it is full.
 
         Raises:
           OSError: the file can't be opened.
         """
-        self._file = pathlib.Path(path).open("a")  # noqa: SIM115
+        self._file = pathlib.Path(path).open("ab", buffering=0)  # noqa: SIM115
         self._sampling = sampling
         self._on_drop = on_drop
         self._lines: queue.Queue[dict | None] = queue.Queue(_WAITING_LINES)
@@ -46,13 +49,18 @@ class RequestLog:
             self._on_drop()
 
     def close(self) -> None:
-        """Writes what still waits."""
-        self._lines.put(None)
-        self._writer.join()
-        self._file.close()
+        """Writes what still waits, unless the disk takes too long."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_CLOSE_SECONDS)
+        self._writer.join(_CLOSE_SECONDS)
 
     def _write(self) -> None:
+        complaint = ""
         while (line := self._lines.get()) is not None:
-            self._file.write(json.dumps(line) + "\n")
-            if self._lines.empty():
-                self._file.flush()
+            try:
+                self._file.write(json.dumps(line).encode() + b"\n")
+            except OSError as error:
+                self._on_drop()
+                if complaint != str(error):
+                    complaint = str(error)
+                    logging.error("--request_log_file: %s", complaint)

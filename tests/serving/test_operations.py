@@ -187,6 +187,16 @@ def test_request_log(push, tmp_path):
     assert "123456" not in log.read_text() and "secret" not in log.read_text()
 
 
+def test_a_full_disk_costs_lines_not_requests(push, tmp_path):
+    push(1.0, tmp_path, 1)
+    flags = ("--request_log_file=/dev/full", "--request_log_sampling=1")
+    with local_server(tmp_path, flags=flags) as server, Client(server.target) as client:
+        for _ in range(3):
+            assert client.status("default")
+        assert server.stop() == 0
+        assert server.log().count("No space left on device") == 1
+
+
 # --- limits
 
 
