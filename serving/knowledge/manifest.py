@@ -152,5 +152,5 @@ def verify(folder: pathlib.Path, manifest: Manifest) -> None:
             if got != want:
                 raise corrupt(
                     f"{folder / name}: damaged between bytes {block * BLOCK} and"
-                    f" {(block + 1) * BLOCK}; publish the version anew"
+                    f" {(block + 1) * BLOCK}; remove the directory and publish the version anew"
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fcntl
 import pathlib
 import shutil
@@ -18,6 +20,15 @@ from serving.knowledge.snapshot_writer import write_snapshot
 from serving.knowledge.store import MAX_VERSIONS, Knowledge, Rows, check_keep, check_new
 
 _STAGING = ".staging"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What a version's directory holds, or why that can't be served; and when it last changed."""
+
+    changed_ns: int
+    snapshot: Snapshot | None = None
+    error: errors.ServingError | None = None
 
 
 class MappedStore:
@@ -56,7 +67,7 @@ class MappedStore:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._check = check
         self._refreshing = threading.Lock()
-        self._opened: dict[int, Snapshot | errors.ServingError] = {}
+        self._opened: dict[int, _Opened] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -67,35 +78,32 @@ class MappedStore:
         with self._refreshing:
             opened = {}
             for version in self._on_disk():
-                there = self._opened.get(version) or self._open(version)
-                if there:
-                    opened[version] = there
+                with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
+                    opened[version] = self._open(version)
             self._opened = opened  # one assignment: readers see the old versions or the new
 
     def versions(self) -> tuple[int, ...]:
         """As `store.Store.versions`, as of the last `refresh`."""
-        opened = self._opened
-        return tuple(sorted(v for v, there in opened.items() if isinstance(there, Snapshot)))
+        return tuple(sorted(v for v, there in self._opened.items() if there.snapshot))
 
     def damaged(self) -> dict[int, errors.ServingError]:
         """Versions on disk that can't be served, and why."""
-        opened = self._opened
-        return {v: e for v, e in sorted(opened.items()) if isinstance(e, errors.ServingError)}
+        return {v: there.error for v, there in sorted(self._opened.items()) if there.error}
 
     def get(self, wanted: Mapping[str, np.ndarray], version: int | None) -> Knowledge:
-        """As `store.Store.get`.
+        """As `store.Store.get`; the latest is the latest that isn't damaged.
 
         Raises:
           errors.ServingError: NOT_FOUND; DATA_LOSS, the version asked for is damaged.
         """
         opened = self._opened
-        sound = [v for v, there in opened.items() if isinstance(there, Snapshot)]
+        sound = [v for v, there in opened.items() if there.snapshot]
         there = opened.get(max(sound, default=0) if version is None else version)
         if there is None:
             raise unknown_version(version, sound)
-        if isinstance(there, errors.ServingError):
-            raise there
-        return there.get(wanted)
+        if there.snapshot is None:
+            raise there.error or AssertionError("one of the two is there")
+        return there.snapshot.get(wanted)
 
     def publish(self, version: int, chunks: Iterable[Rows]) -> None:
         """As `store.Store.publish`."""
@@ -123,7 +131,8 @@ class MappedStore:
         """As `store.Store.delete_user`: in every version on disk, also for other processes.
 
         "Overwritten" is what this program can see to: a file system that copies on write, its
-        snapshots and backups may keep the old bytes.
+        snapshots and backups may keep the old bytes. A dropped version's files are gone when the
+        last process that has them open looks for versions again (`refresh`).
         """
         removed = False
         try:
@@ -134,6 +143,7 @@ class MappedStore:
                         removed |= erasure.erase_user(folder, user)
         except OSError as error:
             raise unavailable(f"the user can't be erased: {error}") from None
+        self.refresh()
         return removed
 
     def _on_disk(self) -> list[int]:
@@ -142,15 +152,20 @@ class MappedStore:
         names = (path.name for path in self._root.iterdir())
         return sorted(int(n) for n in names if n.isascii() and n.isdigit() and n[0] != "0")
 
-    def _open(self, version: int) -> Snapshot | errors.ServingError | None:
-        """The snapshot, or why it can't be served; None if it was dropped meanwhile."""
+    def _open(self, version: int) -> _Opened:
+        """What was opened before, unless damage may be mended. Raises FileNotFoundError."""
         folder = self._root / str(version)
+        changed = folder.stat().st_mtime_ns
+        before = self._opened.get(version)
+        if before and (before.snapshot or before.changed_ns == changed):
+            return before
         try:
-            return Snapshot(folder, check=self._check)
+            return _Opened(changed, snapshot=Snapshot(folder, check=self._check))
         except errors.ServingError as error:
-            return error
+            return _Opened(changed, error=error)
         except OSError as error:
-            return unavailable(f"{folder}: {error}") if folder.exists() else None
+            folder.stat()
+            return _Opened(changed, error=unavailable(f"{folder}: {error}"))
 
     def _drop_oldest(self) -> None:
         for version in self._on_disk()[: -self._keep]:

@@ -34,6 +34,7 @@ from serving.knowledge.store import (
     check_dims,
     check_keep,
     check_new,
+    stored,
 )
 
 _PIECE = 500
@@ -206,7 +207,7 @@ class RedisStore:
                 self._redis.sadd(self._categories, *(k.tobytes() for k in chunk.category_keys))
             for first in range(0, len(chunk.keys), _PIECE):
                 piece = slice(first, first + _PIECE)
-                packed = records.pack(version, chunk.vectors[piece].astype(self._dtype))
+                packed = records.pack(version, stored(chunk.vectors[piece], self._dtype))
                 twice = self._append(self._names(chunk.kind, chunk.keys[piece]), packed)
                 if twice:
                     raise invalid(f"two rows of the {chunk.kind} vectors have the same key")

@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.knowledge import hash_index, keys, manifest
 from serving.knowledge.failures import invalid
-from serving.knowledge.store import Rows, check_dims
+from serving.knowledge.store import Rows, check_dims, stored
 
 _CHUNK = 1 << 16
 
@@ -40,7 +40,7 @@ def write_snapshot(
                 check_dims(dims)
             if width != dims[kind]:
                 raise invalid(f"{kind} vectors of {dims[kind]} floats and of {width}")
-            opened[kind][0].write(chunk.vectors.astype(dtype, copy=False).tobytes())
+            opened[kind][0].write(stored(chunk.vectors, dtype).tobytes())
             opened[kind][1].write(chunk.keys.astype("<u8", copy=False).tobytes())
             counts[kind] = counts.get(kind, 0) + len(chunk.keys)
             categories.update(key.tobytes() for key in chunk.category_keys)

@@ -151,6 +151,15 @@ class Store(Protocol):
         """
 
 
+def stored(vectors: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The vectors in a store's dtype. Raises INVALID_ARGUMENT where one isn't finite in it."""
+    with np.errstate(over="ignore"):
+        written = vectors.astype(dtype, copy=False)
+    if not np.isfinite(written).all():
+        raise invalid(f"a vector has a number that {dtype} can't hold")
+    return written
+
+
 def check_new(version: int, known: Sequence[int], keep: int) -> None:
     """Raises INVALID_ARGUMENT unless `version` may be published beside `known`."""
     if not 0 < version < 2**63:

@@ -1,6 +1,7 @@
 """What files add: crashes, damage, bytes that are gone."""
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,10 @@ def test_a_damaged_version_is_named_and_the_others_served(tmp_path, name, harm):
     _publish(tmp_path, 2)
     store.refresh()
     assert lookup(store, users=["u1"]).version == 2
+    shutil.rmtree(tmp_path / "1")
+    _publish(tmp_path, 1)
+    store.refresh()
+    assert lookup(store, users=["u1"], version=1).found["user"].all()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "version": 1}'])

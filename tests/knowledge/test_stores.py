@@ -137,6 +137,16 @@ def test_half_precision_rounds_and_no_more(new_store):
     np.testing.assert_array_equal(answer, vectors[::-1].astype(np.float16))
 
 
+@pytest.mark.parametrize(
+    "dtype, number", [("float16", 70_000), ("float32", np.nan), ("float32", np.inf)]
+)
+def test_a_number_the_store_cant_hold_is_refused(new_store, dtype, number):
+    store = new_store(dtype=dtype)
+    with _failure(grpc.StatusCode.INVALID_ARGUMENT, f"{dtype} can't hold"):
+        store.publish(1, [user_rows(["u"], np.full((1, 4), number, np.float32))])
+    assert store.versions() == ()
+
+
 def test_a_kind_the_version_lacks_is_missing_and_has_no_product(new_store):
     store = new_store()
     _publish_coded(store, 1, ["u"])
