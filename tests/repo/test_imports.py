@@ -51,6 +51,7 @@ def test_the_pipeline_uses_only_the_surface_of_serving():
     [
         ("serving.client", {"tensorflow", "tfx", "apache_beam", "data", "modules"}),
         ("serving.server.__main__", {"tensorflow", "tfx", "apache_beam", "data", "modules"}),
+        ("serving.knowledge.server", {"tensorflow", "pyarrow", "redis", "data", "modules"}),
         ("data.spec", {"tensorflow", "tfx", "apache_beam", "pandas"}),
         ("tfx_pipeline.__main__", {"tensorflow", "tfx", "apache_beam"}),
     ],
