@@ -34,6 +34,7 @@ class _Task:
     rows: int
     deadline: float
     wake: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    full: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     leads: bool = False
     room: int = 0
     answer: Any = None
@@ -84,9 +85,7 @@ class BatchScheduler:
         with self._lock:
             if self._free and group not in self._gathering:
                 self._free -= 1
-                task.leads = True
-                if self._timeout and rows < self._max_rows:
-                    self._start_gathering(task)
+                self._let_lead(task)
             else:
                 self._enqueue(task)
         if not task.leads:
@@ -110,8 +109,8 @@ class BatchScheduler:
         leader = self._gathering.get(task.group)
         if leader is not None:
             leader.room -= task.rows
-            if leader.room <= 0 and leader.wake.locked():
-                leader.wake.release()
+            if leader.room <= 0 and leader.full.locked():
+                leader.full.release()
 
     def _remove(self, task: _Task) -> None:
         self._queue.remove(task)
@@ -127,11 +126,15 @@ class BatchScheduler:
             if not task.leads:  # else its slot must still be used and handed on
                 task.error = expired()
 
-    def _start_gathering(self, leader: _Task) -> None:
+    def _let_lead(self, leader: _Task) -> None:
+        """With a timeout it waits for company first, unless that is queued already."""
+        leader.leads = True
+        if not self._timeout:
+            return
         queued = sum(task.rows for task in self._queue if task.group == leader.group)
         leader.room = self._max_rows - leader.rows - queued
         if leader.room > 0:
-            leader.wake.acquire()
+            leader.full.acquire()
             self._gathering[leader.group] = leader
 
     def _lead(self, leader: _Task) -> None:
@@ -151,7 +154,7 @@ class BatchScheduler:
                 task.wake.release()
 
     def _gather(self, leader: _Task) -> None:
-        _acquire(leader.wake, min(leader.deadline, time.monotonic() + self._timeout))
+        _acquire(leader.full, min(leader.deadline, time.monotonic() + self._timeout))
         with self._lock:
             del self._gathering[leader.group]
 
@@ -181,7 +184,7 @@ class BatchScheduler:
                 return
             self._remove(leader)
             self._free -= 1
-            leader.leads = True
+            self._let_lead(leader)
             leader.wake.release()
 
     def _drop_expired(self) -> None:
