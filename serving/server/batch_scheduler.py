@@ -93,7 +93,10 @@ class BatchScheduler:
         if task.leads:
             self._lead(task)
         if task.error is not None:
-            raise task.error
+            try:
+                raise task.error
+            finally:
+                task.error = None  # its traceback leads back here: the request would outlive this
         return task.answer
 
     def _enqueue(self, task: _Task) -> None:

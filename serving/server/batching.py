@@ -12,7 +12,10 @@ from serving import errors
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What of TF Serving's BatchingParameters has a meaning here; its README says more.
+    """What of TF Serving's BatchingParameters has a meaning here (session_bundle_config.proto).
+
+    Its `thread_pool_name` and the splitting of large requests have none: batches run in the
+    requests' own threads, and a large request runs as it is.
 
     Attributes:
       max_batch_size: rows of a batch. A larger request runs alone (TF Serving refuses it).

@@ -118,9 +118,9 @@ def _bind(library: ctypes.CDLL, signatures: dict) -> ctypes.CDLL:
     return library
 
 
-# TensorFlow's oneDNN kernels corrupt the heap for some shapes ("free(): invalid next size",
-# tensorflow#117700, #123109): our own models crashed within seconds of concurrent requests of one
-# row. Read by TensorFlow once, so it is set before the library is there.
+# With TensorFlow 2.16's oneDNN kernels, concurrent requests of one row corrupt the heap and end the
+# process within seconds ("free(): invalid next size"), in plain TensorFlow as here; seen with our
+# own exported models, and like tensorflow#117700. TensorFlow reads this once, when it is loaded.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 BLOCKING = _bind(ctypes.CDLL(_library_path()), _BLOCKING)

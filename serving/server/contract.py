@@ -64,9 +64,11 @@ class Users:
 
 @dataclasses.dataclass(frozen=True)
 class Contract:
-    """Attributes:
-    batching: signature -> how its requests may be merged.
-    users: None, the model doesn't split.
+    """What one model says.
+
+    Attributes:
+      batching: signature -> how its requests may be merged.
+      users: None, the model doesn't split.
     """
 
     batching: Mapping[str, Merging] = dataclasses.field(default_factory=dict)

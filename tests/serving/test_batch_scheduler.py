@@ -1,8 +1,10 @@
 """Who runs when and with whom. Every wait here is for a state, none for a time."""
 
+import gc
 import math
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -122,6 +124,27 @@ def test_a_bad_request_fails_alone():
     with pytest.raises(ServingError, match=r"negative: \[-2\]"):
         bad.result(60)
     assert busy.process.batches == [[0], [1, -2, 3], [1], [-2], [3]]
+
+
+def test_a_failed_request_is_forgotten_at_once():
+    """Its error's traceback must not hold it until the next garbage collection."""
+
+    class Request:
+        """One that can be watched."""
+
+    def process(group, requests):
+        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    request = Request()
+    alive = weakref.ref(request)
+    gc.disable()
+    try:
+        with pytest.raises(ServingError) as caught:
+            BatchScheduler(Parameters(), process).run("a", request, 1)
+        del request, caught
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_with_a_timeout_a_batch_leaves_as_soon_as_it_is_full():

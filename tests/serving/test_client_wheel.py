@@ -50,7 +50,14 @@ def test_holds_the_client_and_nothing_else(wheel):
     ours = {name for name in names if ".dist-info/" not in name}
     assert ours == {
         str(path.relative_to(ROOT))
-        for pattern in ("client/*.py", "protos/*.p[yb]", "__init__.py", "errors.py", "tensors.py")
+        for pattern in (
+            "client/*.py",
+            "protos/*.p[yb]",
+            "__init__.py",
+            "errors.py",
+            "tensors.py",
+            "tfrecord.py",
+        )
         for path in (ROOT / "serving").glob(pattern)
     }
 
