@@ -189,21 +189,26 @@ class SuperMoE(keras.Model):
         """Logits per impression task [B, K], per user task [B].
 
         A user is encoded once, however many candidates; only targets that see different events
-        (`target_position`) need more under `expanded`.
+        (`target_position`) need more.
         """
         if self.spec.sequence.targets == "expanded":
             at_end = self.user_embedding(batch)
-            num_events = tf.reduce_sum(tf.cast(batch["sequence_mask"], tf.int64), 1, keepdims=True)
-            see_all = tf.equal(batch["target_position"], num_events) | ~batch["target_mask"]
-            at_targets = tf.cond(
-                tf.reduce_all(see_all),
-                lambda: _for_each_target(at_end, batch),
-                lambda: self._target_embeddings(batch, training=False)[0],
-            )
+
+            def at_each_target() -> tf.Tensor:
+                return self._target_embeddings(batch, training=False)[0]
+
         else:
             encoded = self.encoder(batch, training=False)
             at_end = max_pool(encoded.hidden, encoded.mask)
-            at_targets = self._prefix_embeddings(encoded, batch)
+
+            def at_each_target() -> tf.Tensor:
+                return self._prefix_embeddings(encoded, batch)
+
+        num_events = tf.reduce_sum(tf.cast(batch["sequence_mask"], tf.int64), 1, keepdims=True)
+        see_all = tf.equal(batch["target_position"], num_events) | ~batch["target_mask"]
+        at_targets = tf.cond(
+            tf.reduce_all(see_all), lambda: _for_each_target(at_end, batch), at_each_target
+        )
         return self._serve(at_targets, at_end, batch)
 
     def score(self, user: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:

@@ -107,6 +107,10 @@ def _options() -> servable.Options:
         intra_op_parallelism_threads=session or flags.INTRA_OP.value,
         inter_op_parallelism_threads=session or flags.INTER_OP.value,
     )
+    graph = session_config.graph_options
+    graph.rewrite_options.disable_meta_optimizer = not flags.GRAPPLER.value
+    # Functions become part of the graph when a version is loaded, not when they run first.
+    graph.optimizer_options.do_function_inlining = True
     return servable.Options(
         session_config=session_config.SerializeToString(),
         batching=_batching(),

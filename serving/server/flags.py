@@ -72,6 +72,12 @@ METHOD_NAME_CHECK = flags.DEFINE_bool(
     False,
     "A signature answers only the method it was exported for.",
 )
+GRAPPLER = flags.DEFINE_bool(
+    "enable_grappler",
+    False,
+    "Let TensorFlow rewrite graphs when they are loaded, as TF Serving does. Loading takes several"
+    " times as long; our models answer no faster for it, convolutional ones may.",
+)
 SESSION_PARALLELISM = flags.DEFINE_integer(
     "tensorflow_session_parallelism",
     0,
