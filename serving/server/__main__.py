@@ -20,7 +20,7 @@ from absl import flags as absl_flags  # noqa: E402
 from google.protobuf import message  # noqa: E402
 
 from serving import errors, protos  # noqa: E402
-from serving.server import batching, config, flags, servable, server  # noqa: E402
+from serving.server import batching, config, flags, memory, servable, server  # noqa: E402
 from serving.server.manager import Manager  # noqa: E402
 from serving.server.model import Retries  # noqa: E402
 
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
         manager.watch_config_file(
             flags.MODEL_CONFIG_FILE.value, models_config, flags.MODEL_CONFIG_POLL_SECONDS.value
         )
+    memory.watch()
     stopping.recv(1)
     logging.info("stopping: requests under way have %g s", flags.DRAIN_SECONDS.value)
     manager.stop()

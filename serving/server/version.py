@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import threading
 import time
 from collections.abc import Iterator
 
 from serving import errors, protos
+from serving.server import memory
 from serving.server.servable import Options, Servable
 
 State = protos.ModelVersionStatus
-
-_LIBC = ctypes.CDLL(None)
 
 
 class Version:
@@ -72,12 +70,6 @@ class Version:
         if model is not None:
             model.close()
             del model
-            _give_back_memory()
+            memory.give_back()
         self.state = State.END
         logging.info("version %d unloaded", self.number)
-
-
-def _give_back_memory() -> None:
-    """glibc keeps what is freed, and the process grows with each reload (TF Serving #1664)."""
-    if hasattr(_LIBC, "malloc_trim"):
-        _LIBC.malloc_trim(0)
