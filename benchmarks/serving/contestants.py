@@ -45,9 +45,10 @@ class Contestant:
 
 
 @contextlib.contextmanager
-def direct(model: pathlib.Path) -> Iterator[Contestant]:
-    """The signature in process, the reference."""
-    with _child("benchmarks.serving.direct", str(model)) as process:
+def direct(model: pathlib.Path, name: str, *, onednn: bool) -> Iterator[Contestant]:
+    """The signature in process; oneDNN is TensorFlow's default, and off in our server."""
+    switch = {"TF_ENABLE_ONEDNN_OPTS": str(int(onednn))}
+    with _child("benchmarks.serving.direct", str(model), **switch) as process:
         _line(process)
 
         def measure(requests: list[list[bytes]], clients: int, seconds: float) -> Cost:
@@ -62,7 +63,7 @@ def direct(model: pathlib.Path) -> Iterator[Contestant]:
             per_call = 1e3 / answer["calls"]
             return Cost(answer["cpu"] * per_call, answer["wall"] * per_call)
 
-        yield Contestant("in process", psutil.Process(process.pid), "", measure)
+        yield Contestant(name, psutil.Process(process.pid), "", measure)
 
 
 @contextlib.contextmanager
@@ -97,14 +98,14 @@ def _over_grpc(name: str, process: psutil.Process, target: str) -> Contestant:
 
 
 @contextlib.contextmanager
-def _child(*module_and_arguments: str) -> Iterator[subprocess.Popen]:
+def _child(*module_and_arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", *module_and_arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )
     try:
         yield process
