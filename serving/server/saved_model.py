@@ -89,12 +89,13 @@ class SavedModel:
         """
         definition = self.signatures[signature]
         names = tuple(definition.outputs if outputs is None else outputs)
-        feeds = self._outputs(tuple(definition.inputs[name].name for name in requests[0]))
+        fed_names = sorted(requests[0])  # each order of them would be another graph to TensorFlow
+        feeds = self._outputs(tuple(definition.inputs[name].name for name in fed_names))
         fetches = self._outputs(tuple(definition.outputs[name].name for name in names))
         fed = native_tensor.pointers(len(feeds))
         fetched = native_tensor.pointers(len(names))
         try:
-            for i, name in enumerate(requests[0]):
+            for i, name in enumerate(fed_names):
                 fed[i] = native_tensor.from_arrays([request[name] for request in requests])
             with c_api.Status() as status:
                 BLOCKING.TF_SessionRun(
