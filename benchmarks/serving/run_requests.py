@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import pathlib
+import uuid
 from collections.abc import Iterator
 
 from serving import protos, tensors
@@ -52,13 +53,11 @@ def with_candidates(user: protos.Example, count: int) -> protos.Example:
 
 
 def fresh(instances: list[protos.Example]) -> Iterator[bytes]:
-    """Serialized instances without end, no user twice: nobody's embedding is known already."""
-    for turn in itertools.count():
-        for user in instances:
-            asked = protos.Example.FromString(user.SerializeToString())
-            (user_id,) = user.features.feature["user_id"].bytes_list.value
-            asked.features.feature["user_id"].bytes_list.value[:] = [user_id + b"-%d" % turn]
-            yield asked.SerializeToString()
+    """Serialized instances without end, no user twice, not in any two calls either."""
+    for user in itertools.cycle(instances):
+        asked = protos.Example.FromString(user.SerializeToString())
+        asked.features.feature["user_id"].bytes_list.value[:] = [uuid.uuid4().hex.encode()]
+        yield asked.SerializeToString()
 
 
 def predict_request(model: str, examples: list[bytes]) -> bytes:

@@ -114,6 +114,7 @@ def _options() -> servable.Options:
     graph.optimizer_options.do_function_inlining = True
     return servable.Options(
         session_config=session_config.SerializeToString(),
+        in_calling_thread=not session_config.inter_op_parallelism_threads,
         batching=_batching(),
         warmup=flags.WARMUP.value,
         signature_method_name_check=flags.METHOD_NAME_CHECK.value,

@@ -93,7 +93,8 @@ INTRA_OP = flags.DEFINE_integer(
 INTER_OP = flags.DEFINE_integer(
     "tensorflow_inter_op_parallelism",
     0,
-    "Threads across operations; 0: one per core.",
+    "Threads across the operations of one request; 0: its own thread runs them (TF Serving's 0 is"
+    " one per core).",
     lower_bound=0,
 )
 USER_CACHE_ENTRIES = flags.DEFINE_integer(

@@ -27,6 +27,7 @@ class Options:
 
     Attributes:
       session_config: a serialized `tensorflow.ConfigProto` for every session.
+      in_calling_thread: run each request's operations in its own thread (saved_model.py).
       batching: how requests are merged; None runs each by itself.
       warmup: run each version before it answers, so that no user meets the slow first runs.
       signature_method_name_check: a signature serves only the method it was exported for.
@@ -35,6 +36,7 @@ class Options:
     """
 
     session_config: bytes = b""
+    in_calling_thread: bool = True
     batching: batching.Parameters | None = batching.Parameters()
     warmup: bool = True
     signature_method_name_check: bool = False
@@ -62,7 +64,9 @@ class Servable:
           errors.ServingError: what is wrong with it.
         """
         self.options = options
-        self._model = saved_model.SavedModel(path, options.session_config)
+        self._model = saved_model.SavedModel(
+            path, options.session_config, in_calling_thread=options.in_calling_thread
+        )
         try:
             self.signatures: Mapping[str, message.Message] = self._model.signatures
             self._prepare(contract.read(path, self.signatures))
