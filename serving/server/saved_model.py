@@ -86,7 +86,7 @@ class SavedModel:
           signature: a key of `signatures`.
           requests: one array per input of the signature each, strings as `bytes` objects. Several
             are joined as `native_tensor.from_arrays` says.
-          outputs: which of the signature's outputs; all of them unless given.
+          outputs: which of the signature's outputs are returned; all of them unless given.
 
         Returns:
           Output name -> array, in the order asked for.
@@ -95,15 +95,16 @@ class SavedModel:
           errors.ServingError: TensorFlow's code and message.
         """
         definition = self.signatures[signature]
-        names = tuple(definition.outputs if outputs is None else outputs)
-        fed_names = sorted(requests[0])  # each order of them would be another graph to TensorFlow
+        # TensorFlow prepares and keeps a graph for each set and order of names, which takes longer
+        # than computing an output for nothing, and clients can ask for any set.
+        fed_names, fetched_names = sorted(requests[0]), sorted(definition.outputs)
         feeds = self._outputs(tuple(definition.inputs[name].name for name in fed_names))
-        fetches = self._outputs(tuple(definition.outputs[name].name for name in names))
+        fetches = self._outputs(tuple(definition.outputs[name].name for name in fetched_names))
         run_options = c_api.Buffer(
             ctypes.cast(self._run_options, c_api.pointer), len(self._run_options), None
         )
         fed = native_tensor.pointers(len(feeds))
-        fetched = native_tensor.pointers(len(names))
+        fetched = native_tensor.pointers(len(fetches))
         try:
             for i, name in enumerate(fed_names):
                 fed[i] = native_tensor.from_arrays([request[name] for request in requests])
@@ -116,15 +117,16 @@ class SavedModel:
                     len(feeds),
                     fetches,
                     fetched,
-                    len(names),
+                    len(fetches),
                     None,
                     0,
                     None,
                     status.pointer,
                 )
                 status.check()
-            arrays = map(native_tensor.to_array, fetched)
-            return dict(zip(names, arrays, strict=True))
+            tensors = dict(zip(fetched_names, fetched, strict=True))
+            names = definition.outputs if outputs is None else outputs
+            return {name: native_tensor.to_array(tensors[name]) for name in names}
         finally:
             native_tensor.delete(fed)
             native_tensor.delete(fetched)

@@ -127,31 +127,16 @@ class Servable:
         outputs: Sequence[str],
         deadline: float = math.inf,
     ) -> dict[str, np.ndarray]:
-        """`run`, but of this signature whatever users are known.
-
-        All outputs are computed, whichever are asked for: TensorFlow prepares, and keeps, a graph
-        for each set of them, which takes longer than it saves, and clients can ask for any set.
-        """
-        every = tuple(sorted(self.signatures[signature].outputs))
-        answer = self._run_every_output(signature, inputs, every, deadline)
-        return {name: answer[name] for name in outputs}
-
-    def _run_every_output(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        every: tuple[str, ...],
-        deadline: float,
-    ) -> dict[str, np.ndarray]:
+        """`run`, but of this signature whatever users are known."""
         if deadline <= time.monotonic():
             raise batch_scheduler.expired()
         merges = self.mergings.get(signature)
         if self._scheduler and merges:
             shapes = merging.shapes_of(inputs, merges)
             if shapes is not None:
-                group = merging.Group(signature, every, shapes)
+                group = merging.Group(signature, tuple(outputs), shapes)
                 return self._scheduler.run(group, inputs, merging.num_rows(inputs), deadline)
-        return self._model.run(signature, [inputs], every)
+        return self._model.run(signature, [inputs], outputs)
 
     def _process(
         self, group: merging.Group, requests: Sequence[merging.Arrays]

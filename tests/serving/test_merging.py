@@ -176,24 +176,3 @@ def test_malformed_input_fails_its_own_request_only(exports):
             list(pool.map(ask, range(12)))
     finally:
         servable.close()
-
-
-def test_whatever_outputs_are_asked_for_one_graph_runs(exports):
-    """TensorFlow keeps a graph for each set of outputs and each order of inputs."""
-    servable = Servable(str(exports[2.0]), Options())
-    fetched = set()
-    run = servable._model.run
-
-    def recorded(signature, requests, outputs):
-        fetched.add(tuple(outputs))
-        return run(signature, requests, outputs)
-
-    servable._model.run = recorded
-    try:
-        x = np.ones(2, np.float32)
-        for outputs in (["sum"], ["difference"], ["difference", "sum"], None):
-            answer = servable.run("add", {"x": x, "y": x}, outputs)
-            assert list(answer) == (outputs or list(servable.signatures["add"].outputs))
-        assert fetched == {("difference", "sum")}
-    finally:
-        servable.close()

@@ -55,6 +55,10 @@ def test_named_tensors_and_chosen_outputs(model):
     x, y = np.float32([1, 2]), np.float32([10, 20])
     got = model.run("add", [{"y": y, "x": x}], ["difference"])
     assert {name: array.tolist() for name, array in got.items()} == {"difference": [-18, -36]}
+    assert list(model.run("add", [{"x": x, "y": y}], ["sum", "difference"])) == [
+        "sum",
+        "difference",
+    ]
     empty = model.run("add", [{"x": x[:0], "y": y[:0]}])
     assert empty["sum"].shape == (0,)
 
@@ -101,3 +105,20 @@ def test_memory_is_returned(model, exports):
     before = work()
     # 20 leaked pairs of 4 MB tensors would be 160 MB.
     assert work() - before < 40 << 20
+
+
+def test_an_output_of_a_type_we_cant_read_troubles_only_who_asks_for_it(tmp_path):
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def serve(self, x):
+            return {"y": 2.0 * x, "z": tf.cast(x, tf.bfloat16)}
+
+    module = Model()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
+    model = SavedModel(str(tmp_path))
+    request = {"x": np.float32([1, 2])}
+    assert model.run("serving_default", [request], ["y"])["y"].tolist() == [2.0, 4.0]
+    with pytest.raises(ServingError) as caught:
+        model.run("serving_default", [request])
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+    model.close()
