@@ -37,7 +37,7 @@ def message_class(full_name: str) -> type[message.Message]:
 ConfigProto = message_class("tensorflow.ConfigProto")
 Example = message_class("tensorflow.Example")
 RunOptions = message_class("tensorflow.RunOptions")
-MetaGraphDef = message_class("tensorflow.MetaGraphDef")
+MetaGraphSignatures = message_class("universal.serving.MetaGraphSignatures")
 TensorProto = message_class("tensorflow.TensorProto")
 BatchingParameters = message_class("tensorflow.serving.BatchingParameters")
 ClassificationRequest = message_class("tensorflow.serving.ClassificationRequest")

@@ -45,12 +45,14 @@ def descriptor_set() -> descriptor_pb2.FileDescriptorSet:
 
 def _compiled() -> list[descriptor_pb2.FileDescriptorProto]:
     standard = pathlib.Path(grpc_tools.__file__).with_name("_proto")
+    tensorflow = pathlib.Path(importlib.import_module("tensorflow").__file__ or "").parent
     with tempfile.NamedTemporaryFile() as output:
         code = protoc.main(
             [
                 "protoc",
                 f"-I{FOLDER}",
                 f"-I{standard}",
+                f"-I{tensorflow}/include",
                 "--include_imports",
                 f"--descriptor_set_out={output.name}",
                 *sorted(map(str, FOLDER.glob("*.proto"))),

@@ -64,12 +64,9 @@ class SavedModel:
         finally:
             QUICK.TF_DeleteBuffer(meta_graph)
             QUICK.TF_DeleteSessionOptions(options)
-        # Only the signatures are kept: the graph itself may be large.
-        parsed = protos.MetaGraphDef.FromString(content)
-        self.signatures = {
-            name: type(signature).FromString(signature.SerializeToString())
-            for name, signature in parsed.signature_def.items()
-        }
+        parsed = protos.MetaGraphSignatures.FromString(content)
+        parsed.DiscardUnknownFields()  # the graph
+        self.signatures = dict(parsed.signature_def)
         self._outputs = functools.cache(self._find_outputs)
         pool = _CALLING_THREAD if in_calling_thread else 0
         self._run_options = protos.RunOptions(inter_op_thread_pool=pool).SerializeToString()
