@@ -1,4 +1,4 @@
-"""Serves a run's pushed model over gRPC, and every newer version that is pushed.
+"""Serves a run's pushed model over gRPC and REST, and every newer version that is pushed.
 
 Becomes `python -m serving.server`, which has more flags.
 """
@@ -17,6 +17,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "runs/simulator", "The run's folder.", flag_values=FLAGS)
 flags.DEFINE_string("model", "", "Its model, where there are several.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8500, "gRPC port.", flag_values=FLAGS)
+flags.DEFINE_integer("rest_api_port", 0, "REST port; 0: none.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -28,5 +29,6 @@ def main(values: flags.FlagValues) -> int:
         f"--model_base_path={model}",
         f"--model_name={model.name}",
         f"--port={values.port}",
+        f"--rest_api_port={values.rest_api_port}",
     ]
     os.execv(sys.executable, [sys.executable, *arguments])
