@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import grpc
+
 from serving import errors, protos
 from serving.server import memory
 from serving.server.servable import Options, Servable
@@ -40,10 +42,15 @@ class Version:
         start = time.monotonic()
         try:
             self._model = Servable(self.path, options)
-        except errors.ServingError as error:
-            self.error = error
+        except Exception as error:  # Whatever it is: retries are counted by versions that failed.
+            if isinstance(error, errors.ServingError):
+                self.error = error
+            else:
+                self.error = errors.ServingError(grpc.StatusCode.INTERNAL, repr(error))
             self.state = State.END
-            logging.error("version %d can't be loaded from %s: %s", self.number, self.path, error)
+            logging.error(
+                "version %d can't be loaded from %s: %s", self.number, self.path, self.error
+            )
             return
         self.state = State.AVAILABLE
         logging.info("version %d loaded in %.1f s", self.number, time.monotonic() - start)

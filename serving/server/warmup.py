@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf import message
 
 from serving import errors, protos, tensors, tfrecord
-from serving.server import batching, classify, multi_inference, predict, regress
+from serving.server import batching, classify, contract, multi_inference, predict, regress
 
 if TYPE_CHECKING:
     from serving.server.servable import Servable
@@ -46,8 +46,9 @@ def warm_up(servable: Servable, path: str) -> None:
             count += 1
         logging.info("warmed up with %d requests of %s", count, file)
     else:
-        for name in servable.mergings:
-            _run_made_up(servable, name)
+        for name in servable.signatures:
+            if not name.startswith("__"):  # TensorFlow's own, such as __saved_model_init_op
+                _run_made_up(servable, name)
 
 
 def _logs(file: pathlib.Path) -> Iterator[message.Message]:
@@ -79,23 +80,32 @@ def _replay(servable: Servable, log: message.Message, file: pathlib.Path) -> Non
 
 
 def _run_made_up(servable: Servable, name: str) -> None:
-    """Once with one row, once with a full batch of them."""
+    """Once with one row and, where requests are merged, once with a full batch of them."""
     signature = servable.signatures[name]
     parameters = servable.options.batching or batching.Parameters()
-    for rows in (1, parameters.max_batch_size):
-        inputs = {alias: _made_up(info, rows) for alias, info in signature.inputs.items()}
-        try:
+    try:
+        for rows in (1, parameters.max_batch_size) if name in servable.mergings else (1,):
+            inputs = {alias: _made_up(info, rows) for alias, info in signature.inputs.items()}
             servable.run_signature(name, inputs, tuple(signature.outputs))
-        except errors.ServingError as error:
-            logging.info("warm-up: %s doesn't take a made-up request: %s", name, error)
-            return
+    except errors.ServingError as error:
+        logging.info("warm-up: %s doesn't take a made-up request: %s", name, error)
+        return
     logging.info("warmed up %s with made-up requests", name)
 
 
 def _made_up(info: message.Message, rows: int) -> np.ndarray:
-    """Zeros or empty strings (an empty string is a valid tf.Example too)."""
+    """Zeros or empty strings (an empty string is a valid tf.Example too).
+
+    Raises:
+      errors.ServingError: UNIMPLEMENTED, the project has no arrays of this dtype.
+    """
     shape = [dim.size if dim.size >= 0 else 1 for dim in info.tensor_shape.dim]
-    shape[0] = rows
+    if contract.has_rows(info):
+        shape[0] = rows
     if info.dtype == tensors.STRING:
         return np.full(shape, b"", object)
+    if info.dtype not in tensors.DTYPES:
+        raise errors.ServingError(
+            grpc.StatusCode.UNIMPLEMENTED, f"an input has {tensors.dtype_name(info.dtype)}"
+        )
     return np.zeros(shape, tensors.DTYPES[info.dtype])

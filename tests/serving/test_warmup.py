@@ -125,7 +125,7 @@ def test_without_a_file_requests_are_made_up(version, caplog, monkeypatch):
     run = SavedModel.run
 
     def recorded(self, signature, requests, outputs=None):
-        rows.append((signature, len(next(iter(requests[0].values())))))
+        rows.append((signature, np.atleast_1d(next(iter(requests[0].values()))).shape[0]))
         return run(self, signature, requests, outputs)
 
     monkeypatch.setattr(SavedModel, "run", recorded)
@@ -135,4 +135,30 @@ def test_without_a_file_requests_are_made_up(version, caplog, monkeypatch):
     assert "warmed up pool with made-up requests" in caplog.messages
     assert any("embed doesn't take a made-up request" in text for text in caplog.messages)
     assert {("add", 1), ("add", 8), ("pool", 1), ("pool", 8)} <= set(rows)
-    assert not any(signature == "spin" for signature, _ in rows)
+    assert not any(signature.startswith("__") for signature, _ in rows)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> str:
+    """Signatures whose requests aren't merged, and one nobody here can make a request for."""
+    module = tf.Module()
+    module.double = tf.function(lambda x: {"y": 2 * x})
+    specs = {
+        "complex": tf.TensorSpec([None], tf.complex64, name="x"),
+        "fixed": tf.TensorSpec([2, 3], tf.float32, name="x"),
+        "scalar": tf.TensorSpec([], tf.int64, name="x"),
+        "wide": tf.TensorSpec([None, None], tf.float32, name="x"),
+    }
+    path = str(tmp_path_factory.mktemp("odd") / "1")
+    signatures = {name: module.double.get_concrete_function(spec) for name, spec in specs.items()}
+    tf.saved_model.save(module, path, signatures=signatures)
+    return path
+
+
+def test_signatures_that_arent_merged_are_run_too_and_odd_dtypes_left_out(odd, caplog):
+    with caplog.at_level(logging.INFO):
+        load(odd)
+    for name in ("fixed", "scalar", "wide"):
+        assert f"warmed up {name} with made-up requests" in caplog.messages
+    (skipped,) = [text for text in caplog.messages if "complex" in text]
+    assert "doesn't take a made-up request" in skipped and "unsupported dtype 8" in skipped
