@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from google.protobuf import message
 
-from serving.errors import invalid
+from serving.errors import ServingError, invalid
 from serving.server.model import Model, not_found
 from serving.server.servable import Servable
 
@@ -56,12 +56,25 @@ class Models:
         """
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
-        number = self.version_number(spec)
+        with contextlib.ExitStack() as held:
+            while True:
+                model, number = self._resolve(spec)
+                try:
+                    version, servable = held.enter_context(model.use(number))
+                    break
+                except ServingError:
+                    # A reload in between may have unloaded what the name or the label meant.
+                    if self._resolve(spec) == (model, number):
+                        raise
+            yield Used(model.name, version, servable)
+
+    def _resolve(self, spec: message.Message) -> tuple[Model, int | None]:
+        """The model and the version a ModelSpec means now."""
         model = self._models.get(spec.name)
+        number = _version_number(spec, model)
         if model is None:
             raise not_found(spec.name, number)
-        with model.use(number) as (version, servable):
-            yield Used(model.name, version, servable)
+        return model, number
 
     def version_number(self, spec: message.Message) -> int | None:
         """The version a ModelSpec asks for; None for the latest.
@@ -69,11 +82,14 @@ class Models:
         Raises:
           errors.ServingError: INVALID_ARGUMENT, it asks by a label nobody assigned.
         """
-        choice = spec.WhichOneof("version_choice")
-        if choice == "version_label":
-            model = self._models.get(spec.name)
-            number = model.labels.get(spec.version_label) if model else None
-            if number is None:
-                raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-            return number
-        return spec.version.value if choice == "version" else None
+        return _version_number(spec, self._models.get(spec.name))
+
+
+def _version_number(spec: message.Message, model: Model | None) -> int | None:
+    choice = spec.WhichOneof("version_choice")
+    if choice == "version_label":
+        number = model.labels.get(spec.version_label) if model else None
+        if number is None:
+            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+        return number
+    return spec.version.value if choice == "version" else None

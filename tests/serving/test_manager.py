@@ -8,6 +8,7 @@ from google.protobuf import text_format
 
 from serving import protos
 from serving.errors import ServingError
+from serving.server import models
 from serving.server.manager import Manager
 from serving.server.model import GRAPH_FILE, Model, Retries
 from serving.server.servable import Options
@@ -180,6 +181,40 @@ def test_another_base_path_is_loaded_before_the_old_one_goes(push, tmp_path, man
         manager.reload(models_config(entry("m", tmp_path / "new")))
         with manager.models.use(spec('name: "m"')) as after:
             assert after.servable is not before.servable
+
+
+def test_a_request_that_a_reload_overtakes_is_answered(push, tmp_path, manager, monkeypatch):
+    """Between finding what a name or a label means and holding it, that is replaced and gone."""
+    push(1.0, tmp_path / "old", 1)
+    push(2.0, tmp_path / "new", 1)
+    push(2.0, tmp_path / "new", 2)
+    every = "model_version_policy { all {} }"
+    label = 'version_labels { key: "stable" value: N }'
+    start(manager, entry("m", tmp_path / "old", every + label.replace("N", "1")))
+
+    def overtaken(asked: str, more: str) -> models.Used:
+        (before,) = manager.models
+        use = before.use
+
+        def late(number):
+            monkeypatch.undo()
+            manager.reload(models_config(entry("m", tmp_path / "new", more)))
+            next(iter(manager.models)).poll()
+            if before not in manager.models:
+                before.retire()
+            return use(number)
+
+        monkeypatch.setattr(before, "use", late)
+        with manager.models.use(spec(asked)) as used:
+            return used
+
+    replaced = overtaken('name: "m"', every + label.replace("N", "1"))
+    assert replaced.version == 2
+    moved = overtaken(
+        'name: "m" version_label: "stable"',
+        "model_version_policy { specific { versions: 2 } }" + label.replace("N", "2"),
+    )
+    assert moved.version == 2
 
 
 def test_a_reload_is_applied_whole_or_not_at_all(push, tmp_path, manager):
