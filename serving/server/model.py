@@ -103,7 +103,7 @@ class Model:
             self._unload(keep=wanted)
 
     def retire(self) -> None:
-        """Unloads every version, once its requests are answered, for good."""
+        """Unloads every version for good; each goes once its requests are answered."""
         with self._polling:
             self._retired = True
             self._unload(keep=())

@@ -68,10 +68,21 @@ class Version:
                 self._users -= model is not None
                 self._changed.notify_all()
 
-    def unload(self) -> None:
-        """Takes no new requests, waits for those under way, then frees the memory."""
+    def unload(self) -> threading.Thread:
+        """Takes no new requests; frees the memory once those under way are answered.
+
+        Returns:
+          The thread that waits for them and ends with the version: a request may take as long as
+          its model does, and whoever unloads has other versions to load.
+        """
         with self._changed:
             self.state = State.UNLOADING
+        thread = threading.Thread(target=self._free, name=f"unload-{self.number}")
+        thread.start()
+        return thread
+
+    def _free(self) -> None:
+        with self._changed:
             self._changed.wait_for(lambda: not self._users)
             model, self._model = self._model, None
         if model is not None:

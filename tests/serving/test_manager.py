@@ -2,7 +2,9 @@
 
 import pathlib
 import threading
+import time
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 
@@ -36,6 +38,14 @@ def model_of(path: pathlib.Path, more: str = "", retries: Retries = Retries(0)) 
 def states(model: Model) -> dict[int, str]:
     name = protos.ModelVersionStatus.State.Name
     return {version.number: name(version.state) for version in model.versions()}
+
+
+def settled(model: Model) -> dict[int, str]:
+    """Its states once what is to be unloaded is."""
+    deadline = time.monotonic() + 60
+    while "UNLOADING" in states(model).values() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return states(model)
 
 
 def spec(text: str):
@@ -87,9 +97,9 @@ def test_policies_load_and_unload(push, tmp_path):
         assert number == 3
     push(1.0, tmp_path, 4)
     model.poll()
-    assert states(model) == {4: "AVAILABLE", 3: "AVAILABLE", 2: "END"}
+    assert settled(model) == {4: "AVAILABLE", 3: "AVAILABLE", 2: "END"}
     model.retire()
-    assert set(states(model).values()) == {"END"}
+    assert set(settled(model).values()) == {"END"}
     model.poll()
     assert not model.is_available()
 
@@ -108,7 +118,24 @@ def test_specific_versions_that_arent_there_cost_no_availability(push, tmp_path,
     assert caplog.text.count("versions [2] of m, named by its policy, aren't in") == 1
     push(1.0, tmp_path, 2)
     model.poll()
-    assert states(model) == {2: "AVAILABLE", 1: "END"}
+    assert settled(model) == {2: "AVAILABLE", 1: "END"}
+    model.retire()
+
+
+def test_a_long_request_holds_up_no_loading(push, tmp_path):
+    push(1.0, tmp_path, 1)
+    model = model_of(tmp_path)
+    model.poll()
+    with model.use(None) as (_, servable):
+        push(2.0, tmp_path, 2)
+        look = threading.Thread(target=model.poll, daemon=True)
+        look.start()
+        look.join(20)
+        assert not look.is_alive()
+        assert states(model) == {2: "AVAILABLE", 1: "UNLOADING"}
+        x = np.ones(1, np.float32)
+        assert servable.run("add", {"x": x, "y": x})["sum"] == 2
+    assert settled(model) == {2: "AVAILABLE", 1: "END"}
     model.retire()
 
 
@@ -170,7 +197,7 @@ def test_a_reload_adds_changes_and_removes_models(push, tmp_path, manager):
     assert states(kept) == {2: "AVAILABLE", 1: "AVAILABLE"}
     assert "Servable not found for request: Latest(b)" in unused(manager, 'name: "b"')
     removed.retire()  # waits for the one under way
-    assert states(removed) == {1: "END"}
+    assert settled(removed) == {1: "END"}
 
 
 def test_another_base_path_is_loaded_before_the_old_one_goes(push, tmp_path, manager):

@@ -30,7 +30,7 @@ def test_memory_is_given_back_after_unloading(large):
         version = Version(1, large)
         version.load(Options(warmup=False))
         loaded = process.memory_info().rss
-        version.unload()
+        version.unload().join()
         given_back = loaded - process.memory_info().rss
         assert version.state == State.END
     assert given_back > 0.8 * PARTS * PART_BYTES
