@@ -1,6 +1,7 @@
 """What a model says of itself beyond its signatures: `assets.extra/serving.json`, if it is there.
 
-    {"batching": {"<signature>": {"pad": ["<input>", ...], "trim": {"<output>": "<count>"}}},
+    {"batching": {"<signature>": {"pad": ["<input>", ...], "trim": {"<output>": "<count>"}},
+                  "<signature whose rows depend on each other>": null},
      "users": {"signature": "serving_default", "encode": "score_and_embed", "score": "score",
                "user_features": ["sequence_item", ...], "tower_features": ["context_country", ...],
                "bypass": ["target_position"]}}
@@ -67,11 +68,11 @@ class Contract:
     """What one model says.
 
     Attributes:
-      batching: signature -> how its requests may be merged.
+      batching: signature -> how its requests may be merged; None: never.
       users: None, the model doesn't split.
     """
 
-    batching: Mapping[str, Merging] = dataclasses.field(default_factory=dict)
+    batching: Mapping[str, Merging | None] = dataclasses.field(default_factory=dict)
     users: Users | None = None
 
 
@@ -90,11 +91,9 @@ def read(path: str, signatures: Mapping[str, message.Message]) -> Contract:
         return Contract()
     try:
         fields = _Fields("$", json.loads(file.read_text(encoding="utf-8")))
+        batching = fields.inner("batching")
         contract = Contract(
-            {
-                name: _merging(fields.inner("batching").inner(name), _known(name, signatures))
-                for name in fields.inner("batching").names()
-            },
+            {name: _merging(batching, name, _known(name, signatures)) for name in batching.names()},
             _users(fields.inner("users"), signatures) if "users" in fields.names() else None,
         )
         fields.only("batching", "users")
@@ -117,6 +116,9 @@ class _Fields:
 
     def inner(self, name: str) -> _Fields:
         return _Fields(f"{self.place}.{name}", self._fields.get(name, {}))
+
+    def is_null(self, name: str) -> bool:
+        return self._fields[name] is None
 
     def text(self, name: str) -> str:
         value = self._fields.get(name)
@@ -142,19 +144,23 @@ def _known(name: str, signatures: Mapping[str, message.Message]) -> message.Mess
     return signatures[name]
 
 
-def _merging(fields: _Fields, signature: message.Message) -> Merging:
+def _merging(batching: _Fields, name: str, signature: message.Message) -> Merging | None:
+    if batching.is_null(name):
+        return None
+    fields = batching.inner(name)
     fields.only("pad", "trim")
     pad, trim = fields.texts("pad"), fields.inner("trim")
     counts = {name: trim.text(name) for name in trim.names()}
     _check_names(f"{fields.place}: pad: input", pad, signature.inputs)
     _check_names(f"{fields.place}: trim: output", {*counts, *counts.values()}, signature.outputs)
-    for name, count in counts.items():
-        _check_trim(fields.place, name, signature.outputs[name], count, signature.outputs[count])
+    for trimmed, count in counts.items():
+        lengths = signature.outputs[count]
+        _check_trim(fields.place, trimmed, signature.outputs[trimmed], count, lengths)
     for kind, there in (("input", signature.inputs), ("output", signature.outputs)):
-        for name, info in there.items():
+        for alias, info in there.items():
             if not has_rows(info):
                 raise ValueError(
-                    f"{fields.place}: {kind} {name!r} has no first dimension of unknown size:"
+                    f"{fields.place}: {kind} {alias!r} has no first dimension of unknown size:"
                     " requests can't be merged"
                 )
     return Merging(pad, counts)

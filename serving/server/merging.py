@@ -24,17 +24,14 @@ class Group(NamedTuple):
     shapes: tuple
 
 
-def merging_of(
-    signature: message.Message, declared: Merging | None, parameters: Parameters
-) -> Merging | None:
-    """How requests to a signature may be merged; None: not at all.
+def assumed(signature: message.Message, parameters: Parameters) -> Merging | None:
+    """How requests may be merged to a signature of which the model says nothing; None: not at all.
 
-    A model that says nothing is taken to treat rows one by one if the first dimension of all its
-    inputs and outputs is of unknown size and no other is: any other unknown dimension may depend
-    on the company (an output padded to its longest row).
+    It is taken to treat rows one by one if the first dimension of all its inputs and outputs is of
+    unknown size and no other is: any other unknown dimension may depend on the company (an output
+    padded to its longest row). A signature that looks so and isn't (a softmax over its rows) has
+    to say it (`contract.py`).
     """
-    if declared is not None:
-        return declared
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     if not signature.inputs or not all(map(has_rows, infos)):
         return None

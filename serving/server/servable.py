@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -78,13 +79,22 @@ class Servable:
 
     def _prepare(self, declared: contract.Contract) -> None:
         parameters = self.options.batching or batching.Parameters()
-        mergings = {
-            name: merging.merging_of(signature, declared.batching.get(name), parameters)
+        assumed = {
+            name: merging.assumed(signature, parameters)
             for name, signature in self.signatures.items()
+            if name not in declared.batching
         }
+        mergings = {**assumed, **declared.batching}
         self.mergings = {name: found for name, found in mergings.items() if found is not None}
         self._scheduler = None
         if self.options.batching:
+            if names := sorted(self.mergings.keys() & assumed.keys()):
+                logging.info(
+                    "requests to %s are merged by their rows, as the shapes suggest; where rows"
+                    " depend on each other, say null in %s",
+                    ", ".join(names),
+                    contract.FILE,
+                )
             self._scheduler = batch_scheduler.BatchScheduler(self.options.batching, self._process)
         self.users = None
         if declared.users and self.options.user_cache_size:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 
 import grpc
@@ -45,6 +46,17 @@ def test_a_model_may_say_nothing(tmp_path, signatures):
     assert contract.read(write(tmp_path, "{}"), signatures) == contract.Contract()
 
 
+def test_a_model_may_say_that_requests_are_never_merged(tmp_path, exports, caplog):
+    path = shutil.copytree(exports[1.0], tmp_path / "1")
+    write(path, json.dumps({"batching": {"add": None, "pool": {"pad": ["values"]}}}))
+    with caplog.at_level(logging.INFO):
+        servable = Servable(str(path), Options(warmup=False))
+    servable.close()
+    assert set(servable.mergings) == {"pool", "embed", "classify", "regress"}
+    (assumed,) = [text for text in caplog.messages if "as the shapes suggest" in text]
+    assert assumed.startswith("requests to classify, embed, regress are merged by their rows")
+
+
 def changed(path, value):
     made = copy.deepcopy(CONTRACT)
     *folders, last = path.split(".")
@@ -64,6 +76,8 @@ def changed(path, value):
         (changed("batching.pool.padding", []), "pool: unknown field 'padding'"),
         (changed("batching", []), "batching must be an object"),
         (changed("batching.nosuch", {}), "no signature 'nosuch'"),
+        (changed("batching.nosuch", None), "no signature 'nosuch'"),
+        (changed("batching", None), "batching must be an object"),
         (changed("batching.spin", {}), "spin: input 'steps' has no first dimension"),
         (changed("batching.pool.pad", ["nosuch"]), "pad: input 'nosuch' isn't there"),
         (changed("batching.pool.pad", "values"), "pad must be a list of texts"),

@@ -104,18 +104,16 @@ def test_allowed_sizes_round_up(model):
     assert counting.rows == [2, 2, 4, 9]
 
 
-def test_which_signatures_are_merged(model):
-    def merged(declared, **parameters):
+def test_which_signatures_are_merged_unless_the_model_says_otherwise(model):
+    def merged(**parameters):
         return {
             name
             for name, signature in model.signatures.items()
-            if merging.merging_of(signature, declared.get(name), Parameters(**parameters))
+            if merging.assumed(signature, Parameters(**parameters))
         }
 
-    fixed = {"add", "embed", "classify", "regress"}
-    assert merged({}) == fixed
-    assert merged({"pool": merging.Merging()}) == fixed | {"pool"}
-    padded = merged({}, pad_variable_length_inputs=True)
+    assert merged() == {"add", "embed", "classify", "regress"}
+    padded = merged(pad_variable_length_inputs=True)
     assert padded == set(model.signatures) - {"spin", "__saved_model_init_op"}
 
 
