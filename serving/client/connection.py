@@ -29,12 +29,7 @@ class Connection:
 
     def __init__(self, target: str, tls: Tls | None):
         self._target = target
-        options = _options(tls)
-        self._channel = (
-            grpc.secure_channel(target, tls.credentials(), options=options)
-            if tls
-            else grpc.insecure_channel(target, options=options)
-        )
+        self._channel = _channel(grpc, target, tls)
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable] = {}
 
     def run(self, flow: Flow[T]) -> T:
@@ -81,12 +76,7 @@ class AsyncConnection:
 
     def __init__(self, target: str, tls: Tls | None):
         self._target = target
-        options = _options(tls)
-        self._channel = (
-            grpc.aio.secure_channel(target, tls.credentials(), options=options)
-            if tls
-            else grpc.aio.insecure_channel(target, options=options)
-        )
+        self._channel = _channel(grpc.aio, target, tls)
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable] = {}
 
     async def run(self, flow: Flow[T]) -> T:
@@ -120,10 +110,14 @@ class AsyncConnection:
             return error
 
 
-def _options(tls: Tls | None) -> tuple[tuple[str, Any], ...]:
-    if tls and tls.server_name:
-        return (*_OPTIONS, ("grpc.ssl_target_name_override", tls.server_name))
-    return _OPTIONS
+def _channel(library: Any, target: str, tls: Tls | None) -> Any:
+    """Of `grpc` or `grpc.aio`, which make channels alike."""
+    if not tls:
+        return library.insecure_channel(target, options=_OPTIONS)
+    options: tuple[tuple[str, Any], ...] = _OPTIONS
+    if tls.server_name:
+        options = (*options, ("grpc.ssl_target_name_override", tls.server_name))
+    return library.secure_channel(target, tls.credentials(), options=options)
 
 
 def _outcome(call: Any) -> Outcome:

@@ -9,8 +9,7 @@ import numpy as np
 from google.protobuf import message
 
 from serving import errors, protos
-from serving.server import example_input
-from serving.server.predict import DEFAULT_SIGNATURE
+from serving.server import example_input, inference
 
 if TYPE_CHECKING:
     from serving.server.models import Models
@@ -33,25 +32,14 @@ def regress(
       errors.ServingError: NOT_FOUND model or version; INVALID_ARGUMENT unknown signature, one
         that isn't a regression, or empty input; or what the model itself raised.
     """
-    if not request.HasField("model_spec"):
-        raise errors.invalid("Missing ModelSpec")
-    response = protos.RegressionResponse()
-    with models.use(request.model_spec) as used:
-        response.result.CopyFrom(run(used.servable, request, deadline))
-    response.model_spec.name = used.name
-    response.model_spec.version.value = used.version
-    response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    return response
+    return inference.answer(models, request, protos.RegressionResponse(), infer, deadline)
 
 
 def run(
     servable: Servable, request: message.Message, deadline: float = math.inf
 ) -> message.Message:
     """The RegressionResult of a RegressionRequest on one version."""
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    if name not in servable.signatures:
-        raise errors.invalid(f"No signature was found with the name: {name}")
-    return infer(servable, name, request.input, deadline)
+    return inference.run(servable, request, infer, deadline)
 
 
 def infer(servable: Servable, name: str, sent: message.Message, deadline: float) -> message.Message:

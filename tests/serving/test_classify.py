@@ -9,7 +9,7 @@ import pytest
 from serving import protos
 from serving.client import example
 from serving.errors import ServingError
-from serving.server import classify, models, multi_inference, predict, regress
+from serving.server import classify, example_input, models, multi_inference, predict, regress
 from serving.server.servable import Options, Servable
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
@@ -64,6 +64,23 @@ def test_classify_gives_each_examples_classes(one):
     assert got == expected
     assert (response.model_spec.name, response.model_spec.version.value) == ("m", 5)
     assert response.model_spec.signature_name == "classify"
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        (classify.classify, protos.ClassificationRequest),
+        (regress.regress, protos.RegressionRequest),
+    ],
+)
+def test_examples_are_written_once_a_request(one, method, kind, monkeypatch):
+    written = []
+    write = example_input.serialized_examples
+    monkeypatch.setattr(
+        example_input, "serialized_examples", lambda sent: written.append(sent) or write(sent)
+    )
+    method(one, request(kind, method.__name__))
+    assert len(written) == 1
 
 
 def test_regress_gives_each_examples_value(one):
