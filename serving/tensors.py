@@ -1,6 +1,6 @@
 """TensorProto to NumPy and back, as TensorFlow reads and writes them.
 
-Numeric data travels as `tensor_content` (raw little-endian bytes, no copy on reading) or in the
+Data travels as `tensor_content` (numbers as raw little-endian bytes, no copy on reading) or in the
 dtype's typed field, where a short list repeats its last value (tensor.proto). Strings are object
 arrays of `bytes`.
 """
@@ -51,7 +51,8 @@ def to_array(proto: message.Message) -> np.ndarray:
     """Reads a TensorProto.
 
     Returns:
-      An array of the proto's shape. With `tensor_content` it is a read-only view of the message.
+      An array of the proto's shape; read-only, a view of the message, for numbers in
+      `tensor_content`.
 
     Raises:
       TensorError: unsupported dtype, unknown or negative shape, or data that doesn't fit it.
@@ -61,7 +62,10 @@ def to_array(proto: message.Message) -> np.ndarray:
         raise TensorError(f"shape {shape} isn't fully known")
     size = math.prod(shape)
     if proto.dtype == STRING:
-        return _strings(proto.string_val, shape, size)
+        values = proto.string_val
+        if proto.tensor_content:
+            values = _content_strings(proto.tensor_content, shape, size)
+        return _strings(values, shape, size)
     if proto.dtype not in _FIELDS:
         raise TensorError(dtype_name(proto.dtype))
     dtype = DTYPES[proto.dtype]
@@ -108,6 +112,32 @@ def _strings(values: Sequence[bytes], shape: tuple[int, ...], size: int) -> np.n
     array[: len(values)] = values
     array[len(values) :] = values[-1] if values else b""
     return _reshape(array, shape)
+
+
+def _content_strings(content: bytes, shape: tuple[int, ...], size: int) -> list[bytes]:
+    """The lengths of all as varints, then all bytes (DecodeStringList in tensor_coding.cc)."""
+    lengths: list[int] = []
+    start = 0
+    while len(lengths) < size and start < len(content):
+        length, start = _varint(content, start)
+        lengths.append(length)
+    if len(lengths) < size or start + sum(lengths) != len(content):
+        raise TensorError(f"tensor_content doesn't hold just the strings of shape {shape}")
+    strings = []
+    for length in lengths:
+        strings.append(content[start : start + length])
+        start += length
+    return strings
+
+
+def _varint(content: bytes, start: int) -> tuple[int, int]:
+    """The unsigned 32-bit number at `start`, seven bits a byte, lowest first; and its end."""
+    value = 0
+    for i, byte in enumerate(content[start : start + 5]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value & 0xFFFFFFFF, start + i + 1
+    raise TensorError("tensor_content doesn't begin with the lengths of its strings")
 
 
 def _check_expansion(num_bytes: int, shape: tuple[int, ...]) -> None:

@@ -49,6 +49,42 @@ def test_strings(array):
     same(tf.make_ndarray(theirs(tensors.to_proto(array))), array)
 
 
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([128 | number & 127]) + varint(number >> 7)
+
+
+@hypothesis.given(hnp.arrays(object, SHAPES, elements=st.binary(max_size=300), fill=st.nothing()))
+def test_strings_as_content(array):
+    values = array.ravel().tolist()
+    proto = tensors.to_proto(array)
+    proto.tensor_content = b"".join([varint(len(value)) for value in values] + values)
+    proto.string_val[:] = [b"not this"] * len(values)
+    same(tensors.to_array(proto), array)
+    read = tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy()
+    assert np.asarray(read, object).tolist() == array.tolist()
+
+
+LENGTHS = st.sampled_from(
+    [b"\x00", b"\x01", b"\x02", b"\x80\x00", b"\x81\x80\x80\x80\x10", b"\xff" * 5]
+)
+
+
+@hypothesis.given(
+    st.lists(st.one_of(LENGTHS, st.binary(max_size=3)), min_size=1, max_size=6).map(b"".join),
+    st.integers(1, 4),
+)
+def test_any_content_of_strings_is_read_as_by_tensorflow_or_refused_like_there(content, count):
+    hypothesis.assume(content)
+    proto = filled(dtype=7, tensor_content=content, shape=[count])
+    try:
+        expected = tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy()
+    except tf.errors.InvalidArgumentError:
+        with pytest.raises(tensors.TensorError, match="tensor_content doesn't"):
+            tensors.to_array(proto)
+    else:
+        assert tensors.to_array(proto).tolist() == expected.tolist()
+
+
 def test_text_is_utf8():
     assert tensors.to_array(tensors.to_proto(np.array(["é", "b"]))).tolist() == ["é".encode(), b"b"]
 
@@ -89,6 +125,7 @@ def test_no_values_are_zeros():
         (filled(dtype=1, float_val=[1.0, 2.0], shape=[1]), "2 values for shape"),
         (filled(dtype=7, string_val=[b"a", b"b"], shape=[1]), "2 strings for shape"),
         (filled(dtype=1, tensor_content=b"123", shape=[1]), "needs 4"),
+        (filled(dtype=7, tensor_content=b"\0", shape=[1 << 40]), "doesn't hold just the strings"),
         (filled(dtype=1, float_val=[1.0], shape=[-1]), "isn't fully known"),
         (filled(dtype=1, float_val=[1.0], shape=[1 << 40]), "larger than the 256 MB"),
         (filled(dtype=7, string_val=[b""], shape=[1 << 40]), "larger than the 256 MB"),
