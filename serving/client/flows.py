@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import grpc
 import numpy as np
@@ -12,7 +13,7 @@ from google.protobuf import message
 
 from serving import errors, protos, tensors
 from serving.client import rows
-from serving.client.exchange import Call, Flow, Retries, T, clear, exchange
+from serving.client.exchange import Call, Flow, Retries, clear, exchange
 from serving.client.features import feature_specs, typed_example
 from serving.client.signatures import Signature, read_signatures, typed_inputs
 
@@ -21,6 +22,8 @@ DEFAULT_SIGNATURE = "serving_default"
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_UNFIT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+_Pieces: TypeAlias = Sequence[Mapping[str, np.ndarray]]
 _SERVER = ("model server", "python -m serving.server --model_base_path=DIR")
 
 
@@ -61,13 +64,12 @@ class Flows:
         self, model: Model, inputs: Mapping[str, object], signature: str, outputs: Sequence[str]
     ) -> Flow[dict[str, np.ndarray]]:
         deadline = time.monotonic() + model.timeout
-        arrays = yield from self._checked(
-            model,
-            deadline,
-            lambda signatures: typed_inputs(signatures, model.name, signature, inputs),
-        )
-        pieces = rows.split(arrays, self._max_batch_rows)
-        answers = yield from self._predict(model, pieces, signature, outputs, deadline)
+
+        def pieces_for(signatures: Mapping[str, Signature]) -> _Pieces:
+            arrays = typed_inputs(signatures, model.name, signature, inputs)
+            return rows.split(arrays, self._max_batch_rows)
+
+        pieces, answers = yield from self._predict(model, pieces_for, signature, outputs, deadline)
         if len(answers) == 1:
             return answers[0]
         return rows.join(answers, [len(next(iter(piece.values()))) for piece in pieces])
@@ -81,13 +83,12 @@ class Flows:
     ) -> Flow[list[dict[str, np.ndarray]]]:
         deadline = time.monotonic() + model.timeout
 
-        def examples(signatures: Mapping[str, Signature]) -> list[bytes]:
+        def pieces_for(signatures: Mapping[str, Signature]) -> _Pieces:
             specs = feature_specs(signatures, model.name)
-            return [typed_example(specs, features) for features in users]
+            written = [typed_example(specs, features) for features in users]
+            return [{"examples": np.array([one], object)} for one in written]
 
-        written = yield from self._checked(model, deadline, examples)
-        pieces = [{"examples": np.array([one], object)} for one in written]
-        answers = yield from self._predict(model, pieces, signature, outputs, deadline)
+        _, answers = yield from self._predict(model, pieces_for, signature, outputs, deadline)
         return [{name: array[0] for name, array in answer.items()} for answer in answers]
 
     def metadata(self, model: Model) -> Flow[dict[str, Signature]]:
@@ -106,7 +107,34 @@ class Flows:
     def _predict(
         self,
         model: Model,
-        pieces: Sequence[Mapping[str, np.ndarray]],
+        pieces_for: Callable[[Mapping[str, Signature]], _Pieces],
+        signature: str,
+        outputs: Sequence[str],
+        deadline: float,
+    ) -> Flow[tuple[_Pieces, list[dict[str, np.ndarray]]]]:
+        """The requests made for the model's signatures, and their answers.
+
+        Signatures learnt earlier may be those of a version that is gone: where a request doesn't
+        fit, be it found here or by the server, they are learnt again, and if they changed, so are
+        the requests made.
+        """
+        known = self._signatures.get((model.name, model.version))
+        if known is not None:
+            try:
+                pieces = pieces_for(known)
+                return pieces, (yield from self._send(model, pieces, signature, outputs, deadline))
+            except errors.ServingError as error:
+                if error.code not in _UNFIT or known == (yield from self._learn(model, deadline)):
+                    raise
+        else:
+            yield from self._learn(model, deadline)
+        pieces = pieces_for(self._signatures[model.name, model.version])
+        return pieces, (yield from self._send(model, pieces, signature, outputs, deadline))
+
+    def _send(
+        self,
+        model: Model,
+        pieces: _Pieces,
         signature: str,
         outputs: Sequence[str],
         deadline: float,
@@ -123,21 +151,6 @@ class Flows:
             {name: tensors.to_array(proto) for name, proto in response.outputs.items()}
             for response in responses
         ]
-
-    def _checked(
-        self, model: Model, deadline: float, check: Callable[[dict[str, Signature]], T]
-    ) -> Flow[T]:
-        """What `check` makes of the model's signatures; raises what it raises."""
-        key = (model.name, model.version)
-        cached = key in self._signatures
-        signatures = self._signatures[key] if cached else (yield from self._learn(model, deadline))
-        try:
-            return check(signatures)
-        except errors.ServingError:
-            if not cached:
-                raise
-        # The server may have a newer version by now, with other signatures.
-        return check((yield from self._learn(model, deadline)))
 
     def _learn(self, model: Model, deadline: float) -> Flow[dict[str, Signature]]:
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])

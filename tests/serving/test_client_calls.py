@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import time
 from concurrent import futures
 
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 import trustme
 
 from serving import protos
 from serving.client import AsyncClient, Client, Retries, ServingError, Tls, example, rows
+from serving.client.flows import Flows
+from serving.local import local_server
 
 FAST = Retries(attempts=4, first=0.001)
 
@@ -108,6 +112,45 @@ def test_pauses_double_up_to_the_longest_with_full_jitter(monkeypatch):
     for attempt in range(1, 6):
         Retries(first=0.1, longest=0.5).pause(attempt)
     assert ranges == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.5), (0, 0.5)]
+
+
+# --- signatures learnt
+
+
+def _write_doubling(path, dtype) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec([None], dtype, name="x")
+    module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec])
+    staging = path.with_name("staging")
+    tf.saved_model.save(module, str(staging), signatures={"double": module.double})
+    staging.rename(path)
+
+
+def test_a_client_outlives_a_version_with_other_dtypes(tmp_path):
+    _write_doubling(tmp_path / "1", tf.float32)
+    flags = ("--file_system_poll_wait_seconds=0.1",)
+    with local_server(tmp_path, "m", flags=flags) as running, Client(running.target) as client:
+        first = client.predict("m", {"x": [1]}, signature="double")["y"]
+        assert first.dtype == np.float32
+        _write_doubling(tmp_path / "2", tf.int64)
+        deadline = time.monotonic() + 60
+        while client.status("m")[-1].state != "END" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = client.predict("m", {"x": [1]}, signature="double")["y"]
+        assert second.dtype == np.int64 and second.tolist() == [2]
+        with pytest.raises(ServingError, match="takes the inputs x"):
+            client.predict("m", {"z": [1]}, signature="double")
+
+
+def test_what_doesnt_fit_the_newest_signatures_is_sent_once(server, monkeypatch):
+    sent = []
+    send = Flows._send
+    monkeypatch.setattr(Flows, "_send", lambda *all: sent.append(all) or send(*all))
+    with Client(server.target) as client:
+        client.metadata("users")
+        with pytest.raises(ServingError, match="INVALID_ARGUMENT: Could not parse example"):
+            client.predict("users", {"examples": [b"\xff"]}, signature="embed")
+    assert len(sent) == 1
 
 
 # --- connecting

@@ -88,7 +88,7 @@ def test_arrays_do_as_well_as_lists(asking):
 )
 def test_a_wrong_feature_is_named_before_the_wire(asking, monkeypatch, change, text):
     asking.metadata("channels")
-    monkeypatch.setattr(asking._flows, "_predict", None)  # sending would fail
+    monkeypatch.setattr(asking._flows, "_send", None)  # sending would fail
     with pytest.raises(ServingError) as error:
         asking.score("channels", {**USER, **change})
     assert error.value.code.name == "INVALID_ARGUMENT"

@@ -247,7 +247,7 @@ def test_a_bad_example_is_the_callers_fault(stub):
     ],
 )  # fmt: skip
 def test_client_refuses_before_the_wire(client, monkeypatch, inputs, signature, code, text):
-    monkeypatch.setattr(client._flows, "_predict", None)  # sending would fail
+    monkeypatch.setattr(client._flows, "_send", None)  # sending would fail
     with pytest.raises(ServingError) as caught:
         client.predict("users", inputs, signature=signature)
     assert caught.value.code.name == code
