@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import pathlib
 from collections.abc import Iterator
+from concurrent import futures
 from typing import TYPE_CHECKING
 
 import grpc
@@ -46,9 +49,10 @@ def warm_up(servable: Servable, path: str) -> None:
             count += 1
         logging.info("warmed up with %d requests of %s", count, file)
     else:
-        for name in servable.signatures:
-            if not name.startswith("__"):  # TensorFlow's own, such as __saved_model_init_op
-                _run_made_up(servable, name)
+        # Each graph is prepared by one thread; the cores share the signatures.
+        names = [name for name in servable.signatures if not name.startswith("__")]  # TensorFlow's
+        with futures.ThreadPoolExecutor(os.cpu_count(), "warm-up") as threads:
+            list(threads.map(functools.partial(_run_made_up, servable), names))
 
 
 def _logs(file: pathlib.Path) -> Iterator[message.Message]:
