@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import redis
-from redis.lock import Lock
 
 from serving.knowledge import keys, records
 from serving.knowledge.failures import corrupt, invalid, unavailable, unknown_version
+from serving.knowledge.redis_writer import Writer, writing
 from serving.knowledge.store import (
     KINDS,
     MAX_VERSIONS,
@@ -39,51 +39,6 @@ from serving.knowledge.store import (
 
 _PIECE = 500
 """Keys of one writing command: Redis answers nobody else meanwhile."""
-
-_WALK = """
-local function next_record(value, at)
-  return at + 16 + struct.unpack('<I4', value, at + 8)
-end
-"""
-
-# KEYS and their records: appends; returns the place of a key that has the version already, or 0.
-_APPEND = (
-    _WALK
-    + """
-for i, key in ipairs(KEYS) do
-  local value, at, last = redis.call('GET', key) or '', 1, ''
-  while at <= #value do
-    last = string.sub(value, at, at + 7)
-    at = next_record(value, at)
-  end
-  if last == string.sub(ARGV[i], 1, 8) then return i end
-  redis.call('APPEND', key, ARGV[i])
-end
-return 0
-"""
-)
-
-# KEYS, and the versions to keep: removes the records of all others.
-_STRIP = (
-    _WALK
-    + """
-local kept = {}
-for _, version in ipairs(ARGV) do kept[version] = true end
-for _, key in ipairs(KEYS) do
-  local value, at, parts = redis.call('GET', key) or '', 1, {}
-  while at <= #value do
-    local after = next_record(value, at)
-    if kept[string.sub(value, at, at + 7)] then
-      parts[#parts + 1] = string.sub(value, at, after - 1)
-    end
-    at = after
-  end
-  local left = table.concat(parts)
-  if left == '' then redis.call('DEL', key)
-  elseif left ~= value then redis.call('SET', key, left) end
-end
-"""
-)
 
 
 class RedisStore:
@@ -130,8 +85,6 @@ class RedisStore:
         self._unfinished = f"{prefix}:unfinished".encode()
         self._writer = f"{prefix}:writer"
         self._heads = {kind: f"{prefix}:{kind}:".encode() for kind in KINDS}
-        self._append = self._redis.register_script(_APPEND)
-        self._strip = self._redis.register_script(_STRIP)
 
     def versions(self) -> tuple[int, ...]:
         """As `store.Store.versions`."""
@@ -165,35 +118,37 @@ class RedisStore:
 
     def publish(self, version: int, chunks: Iterable[Rows]) -> None:
         """As `store.Store.publish`. Readers are held up by one piece of keys at a time."""
-        with self._writing() as lock:
+        with self._writing() as writer:
             known = _parsed(self._redis.get(self._versions))
             check_new(version, list(known), self._keep)
             if self._redis.exists(self._unfinished):
-                self._sweep(known, lock)
-            self._redis.set(self._unfinished, version)
+                self._sweep(known, writer)
+            writer.run("SET", self._unfinished, version)
             try:
-                dims = self._write(version, chunks, lock)
+                dims = self._write(version, chunks, writer)
             except BaseException:
-                self._sweep(known, lock)
+                # What stays if that fails too, the next writer sweeps.
+                with contextlib.suppress(redis.RedisError):
+                    self._sweep(known, writer)
                 raise
             known[version] = {"dtype": self._dtype.name, "dims": dims}
             kept = {v: known[v] for v in sorted(known)[-self._keep :]}
-            self._redis.set(self._versions, json.dumps(kept))
+            writer.run("SET", self._versions, json.dumps(kept))
             if len(kept) < len(known):
-                self._sweep(kept, lock)
-            self._redis.delete(self._unfinished)
+                self._sweep(kept, writer)
+            writer.run("DEL", self._unfinished)
 
     def delete_user(self, user: str) -> bool:
         """As `store.Store.delete_user`."""
         user_key = keys.of_ids([user])
-        with self._writing():
+        with self._writing() as writer:
             members = b"".join(self._redis.smembers(self._categories))
             categories = np.frombuffer(members, "<u8").reshape(-1, 2)
             names = self._names(USER, user_key)
             names += self._names(USER_CATEGORY, keys.of_pairs(user_key, categories))
-            return sum(self._redis.delete(*piece) for piece in _pieces(names)) > 0
+            return sum(writer.delete(piece) for piece in _pieces(names)) > 0
 
-    def _write(self, version: int, chunks: Iterable[Rows], lock: Lock) -> dict[str, int]:
+    def _write(self, version: int, chunks: Iterable[Rows], writer: Writer) -> dict[str, int]:
         """Appends a record to each key; returns the width of each kind."""
         dims: dict[str, int] = {}
         for chunk in chunks:
@@ -203,47 +158,34 @@ class RedisStore:
                 raise invalid(
                     f"{chunk.kind} vectors of {width} floats and of {chunk.vectors.shape[1]}"
                 )
-            if len(chunk.category_keys):
-                self._redis.sadd(self._categories, *(k.tobytes() for k in chunk.category_keys))
+            for members in _pieces(key.tobytes() for key in chunk.category_keys):
+                writer.run("SADD", self._categories, *members)
             for first in range(0, len(chunk.keys), _PIECE):
                 piece = slice(first, first + _PIECE)
                 packed = records.pack(version, stored(chunk.vectors[piece], self._dtype))
-                twice = self._append(self._names(chunk.kind, chunk.keys[piece]), packed)
-                if twice:
+                if not writer.append(self._names(chunk.kind, chunk.keys[piece]), packed):
                     raise invalid(f"two rows of the {chunk.kind} vectors have the same key")
-                lock.reacquire()
         if not dims:
             raise invalid("there are no vectors to publish")
         return dims
 
-    def _sweep(self, kept: Iterable[int], lock: Lock) -> None:
+    def _sweep(self, kept: Iterable[int], writer: Writer) -> None:
         """Removes the records of all other versions, and what a killed writer left."""
         wanted = [records.version_bytes(version) for version in kept]
         for kind in KINDS:
             names = self._redis.scan_iter(self._heads[kind] + b"*", count=_PIECE)
             for piece in _pieces(names):
-                self._strip(piece, wanted)
-                lock.reacquire()
-        self._redis.delete(self._unfinished)
+                writer.strip(piece, wanted)
+        writer.run("DEL", self._unfinished)
 
     def _names(self, kind: str, kind_keys: np.ndarray) -> list[bytes]:
         head, raw = self._heads[kind], kind_keys.astype("<u8", copy=False).tobytes()
         return [head + raw[i : i + keys.BYTES] for i in range(0, len(raw), keys.BYTES)]
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Lock]:
-        """One writer at a time, among all processes."""
-        with self._clear():
-            lock = self._redis.lock(
-                self._writer, timeout=self._lock_seconds, blocking_timeout=2 * self._lock_seconds
-            )
-            if not lock.acquire():
-                raise unavailable("another writer is at work on this store; try again later")
-            try:
-                yield lock
-            finally:
-                with contextlib.suppress(redis.RedisError):  # the first error is the one to tell
-                    lock.release()
+    def _writing(self) -> Iterator[Writer]:
+        with self._clear(), writing(self._redis, self._writer, self._lock_seconds) as writer:
+            yield writer
 
     @contextlib.contextmanager
     def _clear(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What Redis adds: one round trip, killed writers, what is left in it, its absence."""
 
+import dataclasses
 import pathlib
 import signal
 import subprocess
@@ -109,6 +110,38 @@ def test_a_second_writer_waits_and_says_so(store, redis_url, prefix):
     with server.lock(f"{prefix}:writer", timeout=60), refused:
         _publish(store, 1)
     _publish(store, 1)
+
+
+@pytest.mark.parametrize("held_up", ["between rows", "after all rows", "by an error"])
+def test_a_writer_that_lost_its_lock_leaves_the_next_ones_version_alone(
+    store, redis_url, prefix, held_up
+):
+    _publish(store, 1)
+    rows = user_rows(USERS, np.full((len(USERS), 4), 2, np.float32))
+    half = [dataclasses.replace(rows, keys=k, vectors=v) for k, v in
+            zip(np.split(rows.keys, 2), np.split(rows.vectors, 2), strict=True)]  # fmt: skip
+
+    def slow():
+        yield half[0]
+        if held_up == "after all rows":
+            yield half[1]
+        _publish(RedisStore(redis_url, prefix=prefix, lock_seconds=0.5), 3)  # once the lock is lost
+        if held_up == "by an error":
+            raise InterruptedError
+        if held_up == "between rows":
+            yield half[1]
+
+    with pytest.raises((errors.ServingError, InterruptedError)) as error:
+        store.publish(2, slow())
+    if held_up != "by an error":
+        assert "UNAVAILABLE" in str(error.value) and "lost its lock" in str(error.value)
+    assert store.versions() == (1, 3)
+    for version in (1, 3):
+        assert (lookup(store, users=USERS, version=version).vectors["user"] == version).all()
+    # It left nothing, so that its version may be published anew.
+    _publish(store, 2)
+    assert _bytes_of(redis_url, prefix).count(records.version_bytes(2)) == len(USERS)
+    assert (lookup(store, users=USERS, version=2).vectors["user"] == 2).all()
 
 
 def test_no_server_is_one_clear_error(tmp_path):
