@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from serving.knowledge import hash_index, keys, manifest
+from serving.knowledge.failures import corrupt
 from serving.knowledge.store import USER, USER_CATEGORY
 
 _PLAN = "erasure.json"
@@ -47,10 +48,14 @@ def erase_user(folder: pathlib.Path, user: str) -> bool:
 
 
 def finish(folder: pathlib.Path) -> None:
-    """Carries out the plan that is there, if any."""
+    """Carries out the plan that is there, if any.
+
+    Raises:
+      errors.ServingError: DATA_LOSS, the plan or the manifest can't be understood.
+    """
     if not is_pending(folder):
         return
-    plan = json.loads((folder / _PLAN).read_text())
+    plan = _read_plan(folder / _PLAN)
     described = manifest.read(folder)
     for kind, places in plan.items():
         # The key goes first: see `snapshot._gather`.
@@ -64,6 +69,14 @@ def finish(folder: pathlib.Path) -> None:
     manifest.write(described, folder)
     (folder / _PLAN).unlink()
     manifest.sync(folder)
+
+
+def _read_plan(path: pathlib.Path) -> dict[str, dict[str, list[int]]]:
+    try:
+        plan = json.loads(path.read_text())
+        return {kind: {"slots": p["slots"], "rows": p["rows"]} for kind, p in plan.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise corrupt(f"{path}: is no plan of an erasure: {error!r}") from None
 
 
 def _record(

@@ -110,8 +110,7 @@ class MappedStore:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with locked(self._root, fcntl.LOCK_EX):
-                for leftover in self._root.glob(f"{_STAGING}*"):
-                    shutil.rmtree(leftover)
+                self._remove_leftovers()
                 check_new(version, self._on_disk(), self._keep)
                 staging = self._root / f"{_STAGING}-{version}"
                 staging.mkdir()
@@ -133,18 +132,49 @@ class MappedStore:
         "Overwritten" is what this program can see to: a file system that copies on write, its
         snapshots and backups may keep the old bytes. A dropped version's files are gone when the
         last process that has them open looks for versions again (`refresh`).
+
+        Raises:
+          errors.ServingError: the user is erased from all versions but those the message names,
+            which are damaged (DATA_LOSS) or can't be written (UNAVAILABLE).
         """
         removed = False
+        failed: dict[int, errors.ServingError] = {}
         try:
             with locked(self._root, fcntl.LOCK_EX):
+                self._remove_leftovers()  # what a killed writer wrote may hold the user too
+                self.refresh()
                 for version in self._on_disk():
-                    folder = self._root / str(version)
-                    with locked(folder, fcntl.LOCK_EX):
-                        removed |= erasure.erase_user(folder, user)
+                    try:
+                        removed |= self._erase(version, user)
+                    except errors.ServingError as error:
+                        failed[version] = error
         except OSError as error:
             raise unavailable(f"the user can't be erased: {error}") from None
         self.refresh()
+        if failed:
+            reasons = "; ".join(f"version {v} ({error.message})" for v, error in failed.items())
+            raise errors.ServingError(
+                next(iter(failed.values())).code,
+                f"the user is erased, but not from {reasons}. Remove the directories of damaged"
+                " versions, and erase again",
+            )
         return removed
+
+    def _erase(self, version: int, user: str) -> bool:
+        """Leaves a damaged version as it is: new checksums would make the damage look sound."""
+        if error := self.damaged().get(version):
+            raise error
+        folder = self._root / str(version)
+        try:
+            with locked(folder, fcntl.LOCK_EX):
+                return erasure.erase_user(folder, user)
+        except OSError as error:
+            raise unavailable(f"{folder}: {error}") from None
+
+    def _remove_leftovers(self) -> None:
+        """What killed writers left; the caller holds the exclusive lock."""
+        for leftover in self._root.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover)
 
     def _on_disk(self) -> list[int]:
         if not self._root.exists():

@@ -117,6 +117,41 @@ def test_a_damaged_version_is_named_and_the_others_served(tmp_path, name, harm):
     assert lookup(store, users=["u1"], version=1).found["user"].all()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "user.index", "categories", "erasure.json"])
+def test_erasing_goes_on_after_a_damaged_version_and_names_it(tmp_path, name):
+    for version in (1, 2, 3):
+        _publish(tmp_path, version)
+    (tmp_path / "2" / name).write_text("rubbish")
+    store = MappedStore(tmp_path)
+    with pytest.raises(errors.ServingError) as error:
+        store.delete_user("u7")
+    assert error.value.code == grpc.StatusCode.DATA_LOSS
+    assert "but not from version 2" in error.value.message
+    assert str(tmp_path / "2" / name) in error.value.message
+    assert store.versions() == (1, 3)
+    for version in (1, 3):
+        assert not lookup(store, users=["u7"], version=version).found["user"][0]
+    shutil.rmtree(tmp_path / "2")
+    assert store.delete_user("u7") is False
+
+
+def test_erasing_leaves_damage_to_be_seen(tmp_path):
+    _publish(tmp_path, 1)
+    content = bytearray((tmp_path / "1" / "user.vectors").read_bytes())
+    content[-1] ^= 1  # of another user, within the block whose checksum an erasure renews
+    (tmp_path / "1" / "user.vectors").write_bytes(content)
+    with pytest.raises(errors.ServingError, match="DATA_LOSS"):
+        MappedStore(tmp_path).delete_user("u7")
+    assert list(MappedStore(tmp_path).damaged()) == [1]
+
+
+def test_erasing_removes_what_a_killed_writer_left(tmp_path):
+    _publish(tmp_path, 1)
+    assert _killed(tmp_path, "publish", 1)
+    MappedStore(tmp_path).delete_user("u7")
+    assert {path.name for path in tmp_path.iterdir()} == {"1"}
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "version": 1}'])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     _publish(tmp_path, 1)
