@@ -25,9 +25,6 @@ from serving.knowledge.location import open_store
 from serving.knowledge.mapped_store import MappedStore
 from serving.knowledge.store import MAX_VERSIONS
 
-GRACE_SECONDS = 30.0
-"""Kubernetes' default between SIGTERM and SIGKILL."""
-
 
 def _publish(arguments: argparse.Namespace) -> int:
     from serving.knowledge import parquet  # the one command that needs pyarrow
@@ -42,6 +39,8 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from serving.knowledge.server import Server
+    from serving.rpc import tls
+    from serving.rpc.config_file import ConfigError
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
@@ -51,17 +50,27 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     store = open_store(arguments.store)
     try:
+        encryption = tls.load(arguments.ssl_config_file) if arguments.ssl_config_file else None
         running = Server(
-            store, host=arguments.host, port=arguments.port, max_threads=arguments.threads
+            store,
+            host=arguments.host,
+            port=arguments.port,
+            max_threads=arguments.threads,
+            max_queued=arguments.max_queued_requests,
+            credentials=encryption.credentials if encryption else None,
         )
+    except ConfigError as error:
+        print(f"error: --ssl_config_file: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: --port: {error}", file=sys.stderr)
         return 1
     running.watch(arguments.poll_seconds)
     signal.sigwait(stop)
-    logging.info("stopping")
-    running.stop(GRACE_SECONDS)
-    return 0
+    logging.info("stopping: requests under way have %g s", arguments.drain_seconds)
+    running.drain(arguments.drain_seconds)
+    logging.shutdown()
+    os._exit(0)  # the port answers to the end
 
 
 def _get(arguments: argparse.Namespace) -> int:
@@ -119,6 +128,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others too, unauthenticated")
     serve.add_argument("--port", type=int, default=8600, help="0 lets the system choose")
     serve.add_argument("--threads", type=int, default=4 * (os.cpu_count() or 1))
+    serve.add_argument(
+        "--max_queued_requests", type=int, default=1000, help="more are RESOURCE_EXHAUSTED"
+    )
+    serve.add_argument("--ssl_config_file", help="text proto SSLConfig, as the model server's")
+    serve.add_argument(
+        "--drain_seconds", type=float, default=25.0, help="for requests under way at SIGTERM"
+    )
     serve.add_argument("--poll_seconds", type=float, default=1.0, help="between looks for versions")
     serve.set_defaults(run=_serve)
 

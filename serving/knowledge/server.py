@@ -1,95 +1,116 @@
-"""The gRPC service `universal.knowledge.v1.KnowledgeCenter` over a store."""
+"""The gRPC service `universal.knowledge.v1.KnowledgeCenter` over a store, and its health."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
-from concurrent import futures
 
 import grpc
 import numpy as np
 from google.protobuf import message
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import HealthServicer
 
 from serving import errors, protos, tensors
 from serving.knowledge.center import lookup
 from serving.knowledge.failures import invalid
-from serving.knowledge.mapped_store import MappedStore
 from serving.knowledge.store import ITEM, USER, Store
+from serving.knowledge.watch import Watch
+from serving.rpc.gate import Gate
+from serving.rpc.port import GrpcPort, unary
 
 SERVICE = "universal.knowledge.v1.KnowledgeCenter"
 
 MAX_BATCH = 65_536
 """Quadruples a request may ask for; 64 MB of answer at 4 times 64 floats."""
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", tensors.MAX_BYTES),
-    ("grpc.max_send_message_length", tensors.MAX_BYTES),
-    ("grpc.so_reuseport", 0),  # a port already taken is an error, not a second server behind it
-)
-
 Method = Callable[[Store, message.Message], message.Message]
 
 
 class Server:
-    """Serves a store until stopped.
+    """Serves a store until the process ends.
 
     Attributes:
       address: `host:port`, with the port the system gave if 0 was asked for.
     """
 
-    def __init__(self, store: Store, *, host: str, port: int, max_threads: int):
-        """Binds the port and answers from then on. There is no authentication.
+    def __init__(
+        self,
+        store: Store,
+        *,
+        host: str,
+        port: int,
+        max_threads: int,
+        max_queued: int,
+        credentials: grpc.ServerCredentials | None = None,
+    ):
+        """Binds the port and answers from then on. Who may connect may ask, and delete.
+
+        Args:
+          max_threads: requests answered at the same time.
+          max_queued: requests that may wait for one of them; more is RESOURCE_EXHAUSTED.
+          credentials: TLS; none unless given.
 
         Raises:
           OSError: the port can't be bound.
         """
-        self._store = store
-        self._stopping = threading.Event()
-        self._grpc = grpc.server(futures.ThreadPoolExecutor(max_threads), options=_OPTIONS)
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(_answer(store, request_class, method))
+        self._gate = Gate()
+        self._health = HealthServicer()
+        self._watch = Watch(store, self._tell)
+        self._watch.look()
+        methods = {
+            name: unary(request_class, functools.partial(_answer, store, self._gate, method))
             for name, (request_class, method) in _METHODS.items()
         }
-        self._grpc.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        self._port = GrpcPort(
+            {SERVICE: methods},
+            self._health,
+            host=host,
+            port=port,
+            max_threads=max_threads,
+            max_queued=max_queued,
+            max_bytes=tensors.MAX_BYTES,
+            credentials=credentials,
         )
-        try:
-            bound = self._grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            raise OSError(f"can't listen on {host}:{port}: is it taken?") from None
-        self.address = f"{host}:{bound}"
-        self._grpc.start()
+        self.address = self._port.address
         logging.info("listening on %s", self.address)
 
     def watch(self, interval: float) -> None:
-        """Starts the thread that picks up versions published by other processes.
+        """Starts the thread that looks for versions every `interval` seconds."""
+        threading.Thread(target=self._watch.run, args=(interval,), daemon=True).start()
 
-        Args:
-          interval: seconds between looks. (Redis tells each batch its versions: nothing to do.)
-        """
-        if isinstance(self._store, MappedStore):
-            threading.Thread(target=self._watch, args=(self._store, interval), daemon=True).start()
+    def drain(self, seconds: float) -> None:
+        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`."""
+        self._health.enter_graceful_shutdown()
+        self._gate.drain(seconds)
 
-    def _watch(self, store: MappedStore, interval: float) -> None:
-        versions: tuple[int, ...] = ()
-        damaged: dict[int, errors.ServingError] = {}
-        while True:
-            if store.versions() != versions:
-                versions = store.versions()
-                logging.info("versions: %s", ", ".join(map(str, versions)) or "none")
-            for version, error in store.damaged().items():
-                if version not in damaged:
-                    logging.error("version %d can't be served: %s", version, error)
-            damaged = store.damaged()
-            if self._stopping.wait(interval):
-                return
-            store.refresh()
+    def _tell(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING
+        for service in ("", SERVICE):
+            self._health.set(
+                service, status if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
 
-    def stop(self, grace: float) -> None:
-        """Refuses new requests, gives those under way `grace` seconds to finish."""
-        self._stopping.set()
-        self._grpc.stop(grace).wait()
+
+def _answer(
+    store: Store,
+    gate: Gate,
+    method: Method,
+    request: message.Message,
+    context: grpc.ServicerContext,
+) -> message.Message:
+    try:
+        with gate:
+            return method(store, request)
+    except errors.ServingError:
+        raise
+    except Exception:
+        logging.exception("a request failed")
+        raise errors.ServingError(
+            grpc.StatusCode.INTERNAL, "internal error; the server's log has it"
+        ) from None
 
 
 def _lookup(store: Store, request: message.Message) -> message.Message:
@@ -130,21 +151,3 @@ _METHODS: dict[str, tuple[type[message.Message], Method]] = {
     "ListVersions": (protos.ListVersionsRequest, _list_versions),
     "DeleteUser": (protos.DeleteUserRequest, _delete_user),
 }
-
-
-def _answer(
-    store: Store, request_class: type[message.Message], method: Method
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    """Bytes in, bytes out; our errors become gRPC statuses."""
-
-    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            return method(store, request_class.FromString(data)).SerializeToString()
-        except message.DecodeError:
-            failure = invalid(f"the request is no valid {request_class.DESCRIPTOR.name}")
-        except errors.ServingError as error:
-            failure = error
-        context.abort(failure.code, failure.message)
-        raise AssertionError("abort raises")
-
-    return answer

@@ -13,8 +13,8 @@ import grpc
 from google.protobuf import message
 
 from serving import errors, protos
+from serving.rpc.gate import Gate
 from serving.server import classify, metadata, multi_inference, predict, regress
-from serving.server.gate import Gate
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
 from serving.server.models import Models

@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TypeVar
 
-from google.protobuf import message, text_format
+from google.protobuf import message
 
 from serving import protos
 from serving.errors import invalid
+from serving.rpc.config_file import ConfigError, parse, read
 from serving.server.model import GRAPH_FILE
 from serving.server.models import Models
 
 PLATFORM = "tensorflow"
 
-_Message = TypeVar("_Message", bound=message.Message)
-
-
-class ConfigError(ValueError):
-    """A file that can't be used; the message names it, the line and what is wrong."""
-
-
-def read(path: str, message_class: type[_Message]) -> _Message:
-    """Reads a text proto.
-
-    Raises:
-      ConfigError: it can't be read, or isn't one.
-    """
-    try:
-        return parse(path, pathlib.Path(path).read_text(), message_class)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is no text file") from None
-
-
-def parse(path: str, text: str, message_class: type[_Message]) -> _Message:
-    """A text proto's message; `path` is where the text came from, for the error."""
-    name = message_class.DESCRIPTOR.full_name
-    try:
-        return text_format.Parse(text, message_class())
-    except text_format.ParseError as error:
-        # Its own text starts with "line:column : ".
-        raise ConfigError(f"{path}:{str(error)} (a text proto of {name})") from None
+__all__ = ["ConfigError", "check_models", "parse", "read", "single_model"]
 
 
 def single_model(name: str, base_path: str) -> message.Message:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import ssl
-import time
 from typing import NamedTuple
 
-import grpc
-
 from serving import protos
-from serving.server import config, flags, metrics, tls
+from serving.rpc import tls
+from serving.rpc.port import GrpcPort
+from serving.server import config, flags, metrics
 from serving.server.api import MODEL_SERVICE, PREDICTION_SERVICE, Api
-from serving.server.grpc_port import GrpcPort
+from serving.server.grpc_services import services
 from serving.server.health import Health
 from serving.server.manager import Manager
 from serving.server.request_log import RequestLog
 from serving.server.rest import RestApp
 from serving.server.rest_port import RestPort
-
-_FLUSH_SECONDS = 1.0
-"""For answers on their way out."""
 
 
 class Server(NamedTuple):
@@ -33,15 +28,9 @@ class Server(NamedTuple):
     rest_port: RestPort | None
 
     def drain(self, seconds: float) -> None:
-        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`.
-
-        The ports stay open until the process ends: gRPC's own `stop` answers what arrives while
-        it stops with CANCELLED, and that no client tries again.
-        """
-        self.api.gate.close()
+        """Refuses new requests, as UNAVAILABLE, and gives those under way `seconds`."""
         self.health.drain()
-        self.api.gate.wait(seconds)
-        time.sleep(_FLUSH_SECONDS)
+        self.api.gate.drain(seconds)
         if self.log:
             self.log.close()
 
@@ -53,14 +42,14 @@ def start(manager: Manager) -> Server:
       ConfigError: a file or a combination of flags that can't be used.
       OSError: a port can't be bound, or the request log opened.
     """
-    context, credentials = _tls()
+    encryption = tls.load(flags.SSL_FILE.value) if flags.SSL_FILE.value else None
     metrics_path = _metrics_path()
     measured = metrics.Metrics(manager.models)
     log = _request_log(measured)
     api = Api(manager, measured, log, content=flags.CONTENT.value)
     health = Health(manager.models, (PREDICTION_SERVICE, MODEL_SERVICE))
     manager.on_change = health.update
-    grpc_port = _start_grpc(api, health, credentials)
+    grpc_port = _start_grpc(api, health, encryption)
     rest_port = None
     if flags.REST_PORT.value:
         app = RestApp(
@@ -72,16 +61,16 @@ def start(manager: Manager) -> Server:
             metrics_path=metrics_path,
             cors=flags.REST_CORS.value,
         )
-        rest_port = _start_rest(app, context)
+        rest_port = _start_rest(app, encryption)
     # Last: whoever starts the server reads from it that all ports are there.
     logging.info("listening on %s", grpc_port.address)
     return Server(api, health, log, grpc_port, rest_port)
 
 
-def _start_grpc(api: Api, health: Health, credentials: grpc.ServerCredentials | None) -> GrpcPort:
+def _start_grpc(api: Api, health: Health, encryption: tls.Tls | None) -> GrpcPort:
     return GrpcPort(
-        api,
-        health if flags.HEALTH_SERVICE.value else None,
+        services(api),
+        health.servicer if flags.HEALTH_SERVICE.value else None,
         host=flags.HOST.value,
         port=flags.PORT.value,
         max_threads=flags.GRPC_THREADS.value,
@@ -89,20 +78,20 @@ def _start_grpc(api: Api, health: Health, credentials: grpc.ServerCredentials | 
         max_bytes=_max_bytes(),
         socket_path=flags.SOCKET_PATH.value,
         channel_arguments=flags.channel_arguments(),
-        credentials=credentials,
+        credentials=encryption.credentials if encryption else None,
     )
 
 
-def _start_rest(app: RestApp, context: ssl.SSLContext | None) -> RestPort:
+def _start_rest(app: RestApp, encryption: tls.Tls | None) -> RestPort:
     port = RestPort(
         app,
         host=flags.HOST.value,
         port=max(flags.REST_PORT.value, 0),
         max_threads=flags.REST_THREADS.value,
         max_queued=flags.MAX_QUEUED.value,
-        tls=context,
+        tls=encryption.context if encryption else None,
     )
-    logging.info("REST API on %s://%s", "https" if context else "http", port.address)
+    logging.info("REST API on %s://%s", "https" if encryption else "http", port.address)
     return port
 
 
@@ -118,17 +107,6 @@ def _request_log(measured: metrics.Metrics) -> RequestLog | None:
         flags.REQUEST_LOG_SAMPLING.value,
         measured.dropped_log_lines.inc,
     )
-
-
-def _tls() -> tuple[ssl.SSLContext | None, grpc.ServerCredentials | None]:
-    path = flags.SSL_FILE.value
-    if not path:
-        return None, None
-    read = config.read(path, protos.SSLConfig)
-    try:
-        return tls.server_context(read), tls.grpc_credentials(read)
-    except config.ConfigError as error:
-        raise config.ConfigError(f"{path}: {error}") from None
 
 
 def _metrics_path() -> str:

@@ -1,6 +1,8 @@
 """The service in a process of its own, over real gRPC."""
 
 import contextlib
+import dataclasses
+import fcntl
 import re
 import signal
 import subprocess
@@ -10,12 +12,17 @@ import time
 import grpc
 import numpy as np
 import pytest
+import trustme
+from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import errors, protos
-from serving.client import KnowledgeClient
+from serving.client import KnowledgeClient, Tls
 from serving.knowledge import MappedStore
+from serving.knowledge.snapshot import locked
 from serving.knowledge.store import item_rows, user_category_rows, user_rows
 from tests.repo.source_tree import ROOT
+from tests.serving.process import wait_until
 
 VECTORS = np.random.default_rng(3).standard_normal((9, 4)).astype(np.float32)
 USERS = [f"u{i}" for i in range(9)]
@@ -139,6 +146,106 @@ def test_versions_published_and_users_erased_meanwhile_are_seen(tmp_path):
         assert process.wait(20) == 0
         with pytest.raises(errors.ServingError, match="no knowledge centre answers"):
             client.versions()
+
+
+def _health(channel: grpc.Channel) -> str:
+    request = health_pb2.HealthCheckRequest(service="universal.knowledge.v1.KnowledgeCenter")
+    status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+
+
+def _code(call, *arguments) -> str:
+    try:
+        call(*arguments, timeout=10)
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
+
+
+def _methods(channel: grpc.Channel) -> tuple:
+    """ListVersions and DeleteUser, untyped and never tried again."""
+    service = "/universal.knowledge.v1.KnowledgeCenter"
+    return channel.unary_unary(f"{service}/ListVersions"), channel.unary_unary(
+        f"{service}/DeleteUser"
+    )
+
+
+USER = protos.DeleteUserRequest(user="u1").SerializeToString()
+
+
+def test_it_is_healthy_once_there_is_a_version(tmp_path):
+    location = str(tmp_path)
+    with (
+        _serving(location, "--poll_seconds=0.05") as (_, target),
+        grpc.insecure_channel(target) as channel,
+    ):
+        assert _health(channel) == "NOT_SERVING"
+        _publish(location, 1)
+        wait_until(lambda: _health(channel) == "SERVING")
+
+
+def test_more_requests_than_may_wait_are_refused(tmp_path):
+    _publish(str(tmp_path), 1)
+    flags = ("--threads=1", "--max_queued_requests=0")
+    with _serving(str(tmp_path), *flags) as (_, target), grpc.insecure_channel(target) as channel:
+        list_versions, delete_user = _methods(channel)
+        with locked(tmp_path, fcntl.LOCK_EX):
+            waiting = delete_user.future(USER, timeout=60)  # for the lock
+            wait_until(lambda: _code(list_versions, b"") == "RESOURCE_EXHAUSTED")
+        assert protos.DeleteUserResponse.FromString(waiting.result()).deleted
+        wait_until(lambda: _code(list_versions, b"") == "OK")
+
+
+def test_stopping_finishes_what_is_under_way_and_sends_others_elsewhere(tmp_path):
+    _publish(str(tmp_path), 1)
+    with _serving(str(tmp_path)) as (process, target), grpc.insecure_channel(target) as channel:
+        list_versions, delete_user = _methods(channel)
+        leftover = tmp_path / ".staging-9"
+        leftover.mkdir()
+        with locked(tmp_path / "1", fcntl.LOCK_EX):
+            waiting = delete_user.future(USER, timeout=60)
+            wait_until(lambda: not leftover.exists())  # what it does first
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: _health(channel) == "NOT_SERVING")
+            wait_until(lambda: _code(list_versions, b"") != "OK")
+            assert _code(list_versions, b"") == "UNAVAILABLE"
+        assert protos.DeleteUserResponse.FromString(waiting.result()).deleted
+        assert process.wait(20) == 0
+
+
+def test_clients_show_who_they_are(location, tmp_path):
+    authority = trustme.CA()
+    own, known = authority.issue_cert("127.0.0.1"), authority.issue_cert("client")
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    known.private_key_pem.write_to_path(tmp_path / "key")
+    known.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    config = protos.SSLConfig(
+        server_key=own.private_key_pem.bytes().decode(),
+        server_cert=own.cert_chain_pems[0].bytes().decode(),
+        custom_ca=authority.cert_pem.bytes().decode(),
+        client_verify=True,
+    )
+    (tmp_path / "ssl.config").write_text(text_format.MessageToString(config))
+    stranger = Tls(root_certificates=tmp_path / "ca")
+    member = dataclasses.replace(stranger, certificate=tmp_path / "cert", key=tmp_path / "key")
+    with _serving(location, f"--ssl_config_file={tmp_path}/ssl.config") as (_, target):
+        with KnowledgeClient(target, tls=member) as client:
+            assert client.versions() == (7,)
+        for tls in (stranger, None):
+            with KnowledgeClient(target, tls=tls) as client, pytest.raises(errors.ServingError):
+                client.versions(timeout=2)
+
+
+def test_an_ssl_config_that_is_none_is_one_clear_error(location, tmp_path):
+    command = [sys.executable, "-m", "serving.knowledge", "serve", f"--store={location}"]
+    (tmp_path / "ssl.config").write_text('server_key: "rubbish"')
+    failed = subprocess.run(
+        [*command, f"--ssl_config_file={tmp_path}/ssl.config"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith(f"error: --ssl_config_file: {tmp_path}/ssl.config: server_key and")
 
 
 def test_a_taken_port_is_one_clear_error(location):

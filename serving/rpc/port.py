@@ -1,19 +1,16 @@
-"""The gRPC port: PredictionService, ModelService and grpc.health.v1."""
+"""A gRPC port: services of unary methods, and grpc.health.v1."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import grpc
 from google.protobuf import message
 from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 
 from serving import errors
-from serving.server.api import Api
-from serving.server.health import Health
 
 
 class GrpcPort:
@@ -25,8 +22,8 @@ class GrpcPort:
 
     def __init__(
         self,
-        api: Api,
-        health: Health | None,
+        services: Mapping[str, Mapping[str, grpc.RpcMethodHandler]],
+        health: HealthServicer | None,
         *,
         host: str,
         port: int,
@@ -40,6 +37,7 @@ class GrpcPort:
         """Binds the port and answers from then on.
 
         Args:
+          services: name -> method's name -> method (`unary`).
           health: answered as grpc.health.v1, unless None.
           host: the interface to listen on.
           port: 0 lets the system choose.
@@ -64,9 +62,11 @@ class GrpcPort:
                 *channel_arguments,
             ),
         )
-        self._server.add_generic_rpc_handlers(_handlers(api))
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(*service) for service in services.items()]
+        )
         if health:
-            health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
+            health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         self.address = f"{host}:{self._bind(f'{host}:{port}', credentials)}"
         if socket_path:
             self._bind(f"unix:{socket_path}", credentials)
@@ -81,33 +81,30 @@ class GrpcPort:
             raise OSError(f"can't listen on {address}: is it taken?") from None
 
 
-def _handlers(api: Api) -> list[grpc.GenericRpcHandler]:
-    services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
-    for name, method in api.methods.items():
-        handler = grpc.unary_unary_rpc_method_handler(_answer(api, name))
-        services.setdefault(method.service, {})[name] = handler
-    return [grpc.method_handlers_generic_handler(*item) for item in services.items()]
+def unary(
+    request_class: type[message.Message],
+    answer: Callable[[message.Message, grpc.ServicerContext], message.Message],
+    on_unreadable: Callable[[errors.ServingError], None] = lambda error: None,
+) -> grpc.RpcMethodHandler:
+    """A method of a service: bytes in, bytes out; our errors become gRPC statuses.
 
+    Args:
+      answer: raises `ServingError`, the code and message to answer with instead.
+      on_unreadable: told of a request that is no `request_class`.
+    """
 
-def _answer(api: Api, name: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    """Bytes in, bytes out; our errors become gRPC statuses."""
-    request_class = api.methods[name].request_class
-
-    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-        left = context.time_remaining()
-        deadline = math.inf if left is None else time.monotonic() + left
+    def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            request = request_class.FromString(data)
-            return api.call(name, request, "GRPC", deadline).SerializeToString()
+            return answer(request_class.FromString(data), context).SerializeToString()
         except message.DecodeError:
             failure = errors.invalid(f"the request is no valid {request_class.DESCRIPTOR.name}")
-            api.count_unreadable(name, "GRPC", failure)
+            on_unreadable(failure)
         except errors.ServingError as error:
             failure = error
         context.abort(failure.code, _short(failure.message))
         raise AssertionError("abort raises")
 
-    return answer
+    return grpc.unary_unary_rpc_method_handler(handle)
 
 
 _MAX_MESSAGE = 2000

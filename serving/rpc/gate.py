@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import grpc
 
 from serving import errors
+
+_FLUSH_SECONDS = 1.0
+"""For answers on their way out."""
 
 
 class Gate:
@@ -32,12 +36,13 @@ class Gate:
             if self._closed and not self._inside:
                 self._changed.notify_all()
 
-    def close(self) -> None:
-        """Lets nobody in any more."""
+    def drain(self, seconds: float) -> None:
+        """Lets nobody in any more; returns when all are out, or after so many seconds.
+
+        The port stays open until the process ends: gRPC's own `stop` answers what arrives while
+        it stops with CANCELLED, and that no client tries again.
+        """
         with self._changed:
             self._closed = True
-
-    def wait(self, seconds: float) -> None:
-        """Returns when all are out, or after so many seconds."""
-        with self._changed:
             self._changed.wait_for(lambda: not self._inside, seconds)
+        time.sleep(_FLUSH_SECONDS)

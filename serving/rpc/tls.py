@@ -1,26 +1,46 @@
-"""TLS and mutual TLS of both ports, from one `--ssl_config_file`."""
+"""TLS and mutual TLS of a server's ports, from one `--ssl_config_file`."""
 
 from __future__ import annotations
 
 import pathlib
 import ssl
 import tempfile
+from typing import NamedTuple
 
 import grpc
 from google.protobuf import message
 
-from serving.server.config import ConfigError
+from serving import protos
+from serving.rpc.config_file import ConfigError, read
 
 
-def server_context(config: message.Message) -> ssl.SSLContext:
-    """The TLS context of the REST port.
+class Tls(NamedTuple):
+    """What the ports need.
 
-    Args:
-      config: an SSLConfig: PEM texts of the server's key, its certificate, the clients' CA.
+    Attributes:
+      context: the REST port's.
+      credentials: the gRPC port's.
+    """
+
+    context: ssl.SSLContext
+    credentials: grpc.ServerCredentials
+
+
+def load(path: str) -> Tls:
+    """TLS as a text proto SSLConfig says: PEM texts of the server's key, its certificate and the
+    clients' authority.
 
     Raises:
-      ConfigError: something is missing, or is no PEM.
+      ConfigError: it can't be read, something is missing, or is no PEM.
     """
+    config = read(path, protos.SSLConfig)
+    try:
+        return Tls(_context(config), _credentials(config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _context(config: message.Message) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         _load_pair(context, config)
@@ -38,8 +58,7 @@ def server_context(config: message.Message) -> ssl.SSLContext:
     return context
 
 
-def grpc_credentials(config: message.Message) -> grpc.ServerCredentials:
-    """The gRPC port's credentials, of a config that `server_context` takes."""
+def _credentials(config: message.Message) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials(
         [(config.server_key.encode(), config.server_cert.encode())],
         root_certificates=config.custom_ca.encode() or None,
