@@ -26,7 +26,7 @@ EXACT_INTEGERS = {np.dtype(np.float16): 2**11, np.dtype(np.float32): 2**24}
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes | bytearray) -> dict[str, Any]:
     """A request's JSON object.
 
     Raises:

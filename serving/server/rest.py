@@ -7,7 +7,6 @@ import logging
 import math
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from serving.server.health import Health
 from serving.server.metadata import SIGNATURE_DEF
 from serving.server.metrics import Metrics
 from serving.server.predict import DEFAULT_SIGNATURE
+from serving.server.rest_body import Body, TooLarge
 
 _MODELS = r"(?i:/v1/models)"
 _NAME = r"/(?P<name>[^/:]+)"
@@ -99,8 +99,13 @@ class RestApp:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., object]
     ) -> Iterable[bytes]:
+        body = Body(environ, self._max_bytes)
         try:
-            response = self._answer(environ)
+            response = self._answer(environ, body)
+        except TooLarge:
+            response = _error(
+                "413 Request Entity Too Large", f"the body is larger than {self._max_bytes} bytes"
+            )
         except ServingError as error:
             response = _error(_HTTP_CODES.get(error.code, _INTERNAL), error.message)
         except OSError:  # The client is gone or says nothing: cheroot knows what to do.
@@ -112,10 +117,12 @@ class RestApp:
             ("Content-Type", response.content_type),
             ("Content-Length", str(len(response.body))),
         ]
+        if not body.finished:
+            headers.append(("Connection", "close"))
         start_response(response.status, headers + (_CORS if self._cors else []))
         return [response.body]
 
-    def _answer(self, environ: dict[str, Any]) -> _Response:
+    def _answer(self, environ: dict[str, Any], body: Body) -> _Response:
         verb = environ["REQUEST_METHOD"]
         path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")  # PEP 3333
         if verb == "GET" and path in self._pages:
@@ -125,23 +132,16 @@ class RestApp:
         if not path.lower().startswith("/v1/"):
             return _error("404 Not Found", f"no such page: {path}")
         if verb == "POST" and (match := _INFERENCE.fullmatch(path)):
-            return self._infer(match, environ)
+            return self._infer(match, body)
         if verb == "GET" and (match := _INFORMATION.fullmatch(path)):
             return _json(self._describe(match))
         raise invalid(f"Malformed request: {verb} {path}")
 
-    def _infer(self, match: re.Match, environ: dict[str, Any]) -> _Response:
+    def _infer(self, match: re.Match, body: Body) -> _Response:
         deadline = time.monotonic() + self._timeout if self._timeout else math.inf
         name = match["method"].capitalize()
         try:
-            body = _read_body(environ, self._max_bytes)
-            if body is None:
-                return _error(
-                    "413 Request Entity Too Large",
-                    f"the body is larger than {self._max_bytes} bytes",
-                )
-            request, write = self._read(name, match, json_values.parse(body))
-            del body
+            request, write = self._read(name, match, json_values.parse(body.read()))
         except ServingError as error:
             self._api.count_unreadable(name, "REST", error)
             raise
@@ -191,32 +191,6 @@ def _ready_page(health: Health) -> _Response:
     if health.ready:
         return _Response("200 OK", b"ok\n", "text/plain")
     return _Response("503 Service Unavailable", b"not every model is available\n", "text/plain")
-
-
-def _read_body(environ: dict[str, Any], max_bytes: int) -> bytes | None:
-    """The request's body; None if it is too large."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdigit():
-        raise invalid(f"Content-Length {length} is no size")
-    if int(length) > max_bytes:
-        return None
-    # A chunked body has no length.
-    size = max_bytes + 1 if environ.get("HTTP_TRANSFER_ENCODING") else int(length)
-    body = environ["wsgi.input"].read(size)
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
-    if encoding == "gzip":
-        body = _decompress(body, max_bytes)
-    elif encoding != "identity":
-        raise invalid(f"Content-Encoding {encoding} isn't supported, gzip is")
-    return None if len(body) > max_bytes else body
-
-
-def _decompress(body: bytes, max_bytes: int) -> bytes:
-    """At most one byte more than a body may have: a few may stand for gigabytes."""
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise invalid(f"the body is no gzip: {error}") from None
 
 
 def _write_spec(match: re.Match, spec: message.Message) -> None:

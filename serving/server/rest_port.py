@@ -11,7 +11,9 @@ from typing import Any
 import cheroot.ssl
 from cheroot import makefile, wsgi
 
-_IDLE_SECONDS = 10
+from serving.server import rest_connection
+
+_MAX_HEADER_BYTES = 64 << 10
 
 
 class RestPort:
@@ -50,11 +52,13 @@ class RestPort:
             numthreads=max_threads,
             server_name="",
             request_queue_size=128,
-            timeout=_IDLE_SECONDS,
+            timeout=rest_connection.IDLE_SECONDS,
             # A connection is in the queue until an idle thread has woken to take it.
             accepted_queue_size=max_threads + max_queued,
             accepted_queue_timeout=0,
         )
+        self._server.max_request_header_size = _MAX_HEADER_BYTES
+        self._server.ConnectionClass = rest_connection.Connection
         setattr(self._server, "error_log", _log)  # noqa: B010  (a hook, typed as a method)
         if tls:
             self._server.ssl_adapter = _Tls(tls)

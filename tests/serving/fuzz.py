@@ -44,6 +44,15 @@ class Page(NamedTuple):
     statuses: frozenset[int]
 
 
+class Stream(NamedTuple):
+    """An HTTP request that begins with `head` and goes on with `more` for ever."""
+
+    kind: str
+    head: bytes
+    more: bytes
+    statuses: frozenset[int]
+
+
 def predict_request(signature: str = "add", **inputs: np.ndarray) -> protos.PredictRequest:
     request = protos.PredictRequest()
     request.model_spec.name = MODEL
@@ -273,6 +282,28 @@ PAGES: tuple[Callable[[random.Random], Page], ...] = (
     cut_json, deep_json, huge_json, wrong_json, bytes_that_are_no_text, json_not_a_number,
     wrong_path,
 )  # fmt: skip
+
+
+_CHUNKED = b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+_LONG = b"Host: h\r\nContent-Length: 1000000000\r\n\r\n"
+_ZEROS = bytes(1 << 16)
+LARGE = frozenset({413})
+_PREDICT_LINE = b"POST %s HTTP/1.1\r\n" % PREDICT.encode()
+
+STREAMS = (
+    Stream("request line", b"GET /", b"x" * (1 << 16), frozenset({414})),
+    Stream("header line", b"GET /healthz HTTP/1.1\r\nX: ", b"x" * (1 << 16), LARGE),
+    Stream("header lines", b"GET /healthz HTTP/1.1\r\n", b"X: y\r\n" * 9_999, LARGE),
+    Stream("long body", _PREDICT_LINE + _LONG, _ZEROS, LARGE),
+    Stream("body of no page", b"POST /nothing HTTP/1.1\r\n" + _LONG, _ZEROS, frozenset({404})),
+    Stream("body of a GET", b"GET /healthz HTTP/1.1\r\n" + _LONG, _ZEROS, frozenset({200})),
+    Stream("large chunk", _PREDICT_LINE + _CHUNKED + b"40000000\r\n", _ZEROS, LARGE),
+    Stream("many chunks", _PREDICT_LINE + _CHUNKED, b"ffff\r\n" + _ZEROS[1:] + b"\r\n", LARGE),
+    Stream("chunk size", _PREDICT_LINE + _CHUNKED, b"0" * (1 << 16), BAD),
+    Stream("trailers", _PREDICT_LINE + _CHUNKED + b"0\r\n", b"X: y\r\n" * 9_999, BAD),
+    Stream("no chunk size", _PREDICT_LINE + _CHUNKED + b"1g\r\n", _ZEROS, BAD),
+    Stream("chunk without end", _PREDICT_LINE + _CHUNKED + b"1\r\nxx\r\n", _ZEROS, BAD),
+)
 
 
 def giants() -> tuple[Call, Page]:

@@ -6,6 +6,8 @@ import http.client
 import itertools
 import json
 import random
+import select
+import socket
 
 import grpc
 import numpy as np
@@ -20,6 +22,7 @@ from tests.serving.process import wait_until
 
 CALLS, PAGES = 8_000, 2_000
 MEGABYTE = 1 << 20
+LARGEST_MB = 32
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 LASTING = 48 * MEGABYTE
 """What allocators may keep for themselves; giant requests, kept, would be hundreds."""
@@ -33,7 +36,8 @@ def running(push, tmp_path_factory):
     half_written.mkdir()
     (half_written / "saved_model.pb.partial").write_bytes(b"\x08")
     rest_port = portpicker.pick_unused_port()
-    with local_server(base_path, fuzz.MODEL, flags=(f"--rest_api_port={rest_port}",)) as server:
+    flags = (f"--rest_api_port={rest_port}", f"--max_request_mb={LARGEST_MB}")
+    with local_server(base_path, fuzz.MODEL, flags=flags) as server:
         yield server, rest_port
 
 
@@ -78,6 +82,29 @@ def _check_page(connection: http.client.HTTPConnection, page: fuzz.Page) -> None
         _check_message(case, json.loads(content)["error"])
     if response.getheader("Connection", "").lower() == "close":
         connection.close()
+
+
+def _pour(connection: socket.socket, stream: fuzz.Stream) -> None:
+    """Sends until the server answers, or had several times what it may hold."""
+    connection.sendall(stream.head)
+    for _ in range(4 * LARGEST_MB * MEGABYTE // len(stream.more)):
+        if select.select([connection], [], [], 0)[0]:
+            return
+        connection.sendall(stream.more)
+
+
+@pytest.mark.parametrize("stream", fuzz.STREAMS, ids=lambda stream: stream.kind)
+def test_requests_without_end_are_answered_and_nothing_of_them_kept(running, stream):
+    server, rest_port = running
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        _pour(connection, stream)
+        assert process.memory_info().rss < before + LASTING
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status in stream.statuses
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.slow
