@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.parse
 
 import jsonschema
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from google.protobuf import text_format
 
 from serving import protos
+from serving.knowledge import __main__ as knowledge
 from tests.cluster.kubernetes_schema import schema
 from tests.repo.source_tree import ROOT
 
@@ -63,6 +65,8 @@ def test_ports_are_published_on_this_machine_only():
     compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
     published = [p for s in compose["services"].values() for p in s.get("ports", ())]
     assert published and all(port.startswith("127.0.0.1:") for port in published)
+    here = [port.split(":")[1] for port in published]
+    assert len(here) == len(set(here))
 
 
 def documents(path):
@@ -104,7 +108,12 @@ def test_objects_name_each_other(path):
             assert {m["name"] for m in container["volumeMounts"]} <= set(volumes)
             ports = {port["name"] for port in container["ports"]}
             probes = [v for k, v in container.items() if k.endswith("Probe")]
-            assert probes and {p["httpGet"]["port"] for p in probes if "httpGet" in p} <= ports
+            called = {
+                p[how]["port"] for p in probes for how in ("httpGet", "tcpSocket") if how in p
+            }
+            assert probes and called <= ports
+            numbers = {port["containerPort"] for port in container["ports"]}
+            assert {p["grpc"]["port"] for p in probes if "grpc" in p} <= numbers
 
 
 def test_our_servers_take_the_flags_they_are_given():
@@ -124,11 +133,47 @@ def test_our_servers_take_the_flags_they_are_given():
         assert re.search(rf"--(\[no\])?{name}\b", helped), argument
 
 
+def test_the_knowledge_centre_is_served_from_the_redis_beside_it():
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
+    objects = documents(FOLDER / "kubernetes" / "knowledge.yaml")
+    named = {(d["kind"], d["metadata"]["name"]): d["spec"] for d in objects}
+    (container,) = named["Deployment", "knowledge"]["template"]["spec"]["containers"]
+    for command, redis_ports in (
+        (compose["knowledge"]["entrypoint"] + compose["knowledge"]["command"], [6379]),
+        (container["command"] + container["args"],
+         [port["port"] for port in named["Service", "redis"]["ports"]]),
+    ):  # fmt: skip
+        assert command[:3] == ["python", "-m", "serving.knowledge"]
+        arguments = knowledge._arguments(command[3:])
+        store = urllib.parse.urlsplit(arguments.store)
+        assert store.scheme == "redis" and store.hostname == "redis" and store.port in redis_ports
+        assert (arguments.host, arguments.port) == ("0.0.0.0", 8600)
+
+
+def test_only_the_knowledge_centre_reaches_its_redis():
+    objects = documents(FOLDER / "kubernetes" / "knowledge.yaml")
+    deployed = {d["metadata"]["name"]: d["spec"] for d in objects if d["kind"] == "Deployment"}
+    policies = {d["metadata"]["name"]: d["spec"] for d in objects if d["kind"] == "NetworkPolicy"}
+    assert set(deployed) == set(policies) == {"knowledge", "redis"}
+    for name, policy in policies.items():
+        assert policy["podSelector"] == deployed[name]["selector"]
+        (container,) = deployed[name]["template"]["spec"]["containers"]
+        (rule,) = policy["ingress"]
+        assert [p["port"] for p in rule["ports"]] == [
+            p["containerPort"] for p in container["ports"]
+        ]
+    (rule,) = policies["redis"]["ingress"]
+    assert rule["from"] == [{"podSelector": deployed["knowledge"]["selector"]}]
+
+
 def test_the_image_installs_all_that_the_servers_import():
     content = (FOLDER / "Dockerfile").read_text().replace("\\\n", " ")
     installed = set(re.search(r'PACKAGES="([^"]+)"', content)[1].split())
     code = (
-        "import sys, json, serving.server.__main__, serving.knowledge.__main__;"
+        # Optional: what is installed imports them where they happen to be.
+        "import sys; sys.modules |= dict.fromkeys(('grpc_tools', 'cloudpickle', 'cryptography'));"
+        "import json, serving.server.__main__, serving.knowledge.__main__;"
+        "import serving.knowledge.parquet, serving.knowledge.redis_store, serving.knowledge.server;"
         "print(json.dumps([getattr(m, '__file__', None) for m in sys.modules.values()]))"
     )
     ran = subprocess.run(
@@ -141,5 +186,4 @@ def test_the_image_installs_all_that_the_servers_import():
         for distribution in importlib.metadata.distributions()
         if any(str(distribution.locate_file(file)) in loaded for file in distribution.files or ())
     }
-    used.discard("grpcio-tools")  # grpcio imports it where it happens to be.
-    assert {"grpcio", "numpy"} <= used <= installed, used - installed
+    assert {"grpcio", "numpy", "pyarrow", "redis"} <= used <= installed, used - installed
