@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import errors, protos
 from serving.client import KnowledgeClient, Tls
 from serving.knowledge import MappedStore
+from serving.knowledge.redis_store import RedisStore
 from serving.knowledge.snapshot import locked
 from serving.knowledge.store import item_rows, user_category_rows, user_rows
 from tests.repo.source_tree import ROOT
@@ -182,6 +183,22 @@ def test_it_is_healthy_once_there_is_a_version(tmp_path):
         assert _health(channel) == "NOT_SERVING"
         _publish(location, 1)
         wait_until(lambda: _health(channel) == "SERVING")
+
+
+def test_over_redis(redis_url):
+    address = f"{redis_url}?db=1"
+    store = RedisStore(address)
+    store.publish(1, [user_rows(USERS, VECTORS)])
+    with _serving(address) as (_, target), KnowledgeClient(target) as client:
+        np.testing.assert_array_equal(client.lookup(users=USERS).vectors["user"], VECTORS)
+        assert client.delete_user("u3") and not store.delete_user("u3")
+
+
+def test_without_redis_it_answers_that_it_is_not_ready(tmp_path):
+    address = f"unix://{tmp_path}/none.sock"
+    with _serving(address) as (_, target), grpc.insecure_channel(target) as channel:
+        assert _health(channel) == "NOT_SERVING"
+        assert _code(_methods(channel)[0], b"") == "UNAVAILABLE"
 
 
 def test_more_requests_than_may_wait_are_refused(tmp_path):
