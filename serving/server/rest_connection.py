@@ -25,7 +25,7 @@ class Connection(server.HTTPConnection):
 
     def __init__(self, server: Any, sock: socket.socket, makefile: Any):
         super().__init__(server, sock, makefile)
-        self._incoming = _Incoming(sock)
+        self._incoming = Incoming(sock)
         self.rfile = _Reader(self._incoming)
         self.leaves_unread = False
 
@@ -71,7 +71,7 @@ class Request(server.HTTPRequest):
 Connection.RequestHandlerClass = Request
 
 
-class _Incoming(socket.SocketIO):
+class Incoming(socket.SocketIO):
     """A socket as a file to read, until a deadline that each byte puts off a little.
 
     Attributes:
