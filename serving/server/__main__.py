@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     stopping = _signals()
     try:
+        flags.refuse()
         manager = Manager(
             _options(),
             Retries(flags.MAX_LOAD_RETRIES.value, flags.LOAD_RETRY_MICROS.value / 1e6),
@@ -138,5 +139,4 @@ def _batching() -> batching.Parameters | None:
 
 
 if __name__ == "__main__":
-    flags.refuse(sys.argv[1:])
     app.run(main)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from absl import flags
 
@@ -194,43 +193,64 @@ VERSION = flags.DEFINE_bool("version", False, "Print the version and exit.")
 
 _CPU_ONLY = "this server runs on CPUs only"
 _NO_TFLITE = "this server runs SavedModels only"
-_REFUSED = {
-    "enable_profiler": "there is no profiler service here",
-    "flush_filesystem_caches": "there are none: models are read from local directories only",
+_OWN_THREADS = "use --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+_ONE_WAY: dict[str, tuple[tuple[bool | int | float | str, ...], str]] = {
+    "enable_profiler": ((False,), "there is no profiler service here"),
     "force_allow_any_version_labels_for_unavailable_models": (
-        "use --allow_version_labels_for_unavailable_models"
+        (False,),
+        "use --allow_version_labels_for_unavailable_models",
     ),
-    "mixed_precision": _CPU_ONLY,
-    "num_request_iterations_for_warmup": "each warm-up request runs once",
-    "num_tflite_interpreters_per_pool": _NO_TFLITE,
-    "num_tflite_pools": _NO_TFLITE,
-    "num_unload_threads": "versions are unloaded by the threads of --num_load_threads",
-    "per_process_gpu_memory_fraction": _CPU_ONLY,
-    "platform_config_file": "tensorflow is the only platform",
-    "prefer_tflite_model": _NO_TFLITE,
-    "remove_unused_fields_from_bundle_metagraph": "only the signatures are kept in any case",
-    "saved_model_tags": "only the meta graph tagged `serve` is served",
-    "skip_initialize_tpu": _CPU_ONLY,
-    "tensorflow_session_config_file": (
-        "use --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+    "mixed_precision": (("",), _CPU_ONLY),
+    "num_request_iterations_for_warmup": ((0, 1), "each warm-up request runs once"),
+    "num_unload_threads": ((0,), "there is no pool of threads for unloading"),
+    "per_process_gpu_memory_fraction": ((0.0,), _CPU_ONLY),
+    "platform_config_file": (("",), "tensorflow is the only platform"),
+    "prefer_tflite_model": ((False,), _NO_TFLITE),
+    "remove_unused_fields_from_bundle_metagraph": (
+        (True,),
+        "only the signatures are kept in any case",
     ),
-    "thread_pool_factory_config_file": (
-        "use --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+    "saved_model_tags": (("", "serve"), "only the meta graph tagged `serve` is served"),
+    "tensorflow_session_config_file": (("",), _OWN_THREADS),
+    "thread_pool_factory_config_file": (("",), _OWN_THREADS),
+    "use_alts_credentials": ((False,), "use --ssl_config_file"),
+    "use_tflite_model": ((False,), _NO_TFLITE),
+    "xla_cpu_compilation_enabled": (
+        (False,),
+        "what XLA compiles is decided when the model is exported",
     ),
-    "use_alts_credentials": "use --ssl_config_file",
-    "use_tflite_model": _NO_TFLITE,
-    "xla_cpu_compilation_enabled": "what XLA compiles is decided when the model is exported",
 }
-"""TF Serving's flags that this server can't honour, and why."""
+"""TF Serving's flags that ask for what this server does only one way: the values that say so, and
+why there are no others."""
+_WITHOUT_EFFECT = {
+    "flush_filesystem_caches": (True, "local directories have no caches to flush"),
+    "num_tflite_interpreters_per_pool": (1, _NO_TFLITE),
+    "num_tflite_pools": (1, _NO_TFLITE),
+    "skip_initialize_tpu": (False, _CPU_ONLY),
+}
+"""TF Serving's flags whose every value means the same here, as it would there for such models."""
+_DEFINE: dict[type, Callable[..., object]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+for _name, (_values, _why) in _ONE_WAY.items():
+    _DEFINE[type(_values[0])](_name, _values[0], f"No other value is taken: {_why}.")
+for _name, (_value, _why) in _WITHOUT_EFFECT.items():
+    _DEFINE[type(_value)](_name, _value, f"Changes nothing: {_why}.")
 
 
-def refuse(arguments: Sequence[str]) -> None:
-    """Exits with the reason if the command line asks for what this server can't do."""
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-        for spelt in (name, name.removeprefix("no")):
-            if argument.startswith("-") and spelt in _REFUSED:
-                sys.exit(f"--{spelt} isn't supported: {_REFUSED[spelt]}")
+def refuse() -> None:
+    """Checks that the command line asks for nothing this server can't do.
+
+    Raises:
+      ConfigError: it does.
+    """
+    for name, (values, why) in _ONE_WAY.items():
+        if flags.FLAGS[name].value not in values:
+            raise ConfigError(f"--{name} isn't supported: {why}")
 
 
 def channel_arguments() -> list[tuple[str, int | str]]:

@@ -50,8 +50,21 @@ def test_files_that_cant_be_read(tmp_path):
         (["--model_config_file=/no"], "/no: No such file or directory"),
         (["--model_config_file=/no", "--model_base_path=/m"], "leave out --model_base_path"),
         (["--prefer_tflite_model"], "--prefer_tflite_model isn't supported: this server runs Sav"),
-        (["--noflush_filesystem_caches"], "--flush_filesystem_caches isn't supported: "),
+        (["--saved_model_tags", "gpu,serve"], "--saved_model_tags isn't supported: only the meta"),
         (["--per_process_gpu_memory_fraction=0.5"], "this server runs on CPUs only"),
+        (
+            [  # as TF Serving has them, and so this server
+                "--enable_profiler=false",
+                "--flush_filesystem_caches=true",
+                "--nouse_tflite_model",
+                "--num_request_iterations_for_warmup=1",
+                "--num_tflite_pools=8",
+                "--per_process_gpu_memory_fraction=0",
+                "--platform_config_file=",
+                "--saved_model_tags=serve",
+            ],
+            "one of --model_base_path and --model_config_file is required",
+        ),
     ],
 )
 def test_flags_that_cant_be_honoured_are_one_clear_error(flags, message):
