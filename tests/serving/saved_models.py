@@ -132,5 +132,24 @@ def write(path: str | pathlib.Path, scale: float = 1.0) -> None:
     staging.rename(path)
 
 
+class Waiting(tf.Module):
+    """Its requests last as long as a test wants."""
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="path")])
+    def wait(self, path):
+        """Writes `path`.started, and answers `path` once there is `path`.end."""
+        tf.io.write_file(path + ".started", "")
+        end = path + ".end"
+        while tf.size(tf.io.matching_files(end)) == 0:
+            pass
+        return {"path": path}
+
+
+def write_waiting(path: pathlib.Path) -> None:
+    """Writes `Waiting` with its signature `wait`."""
+    model = Waiting()
+    tf.saved_model.save(model, str(path), signatures={"wait": model.wait})
+
+
 if __name__ == "__main__":
     write(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 1.0)

@@ -2,11 +2,11 @@
 
 import gzip
 import json
+import pathlib
 import re
 import signal
 import socket
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -281,35 +281,51 @@ def test_a_client_that_says_nothing_holds_up_nobody(small):
 # --- draining
 
 
-def test_sigterm_finishes_what_is_under_way_on_both_ports(push, tmp_path):
-    push(1.0, tmp_path, 1)
-    flags = ("--rest_api_port=-1",)
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory):
+    """A base path of `saved_models.Waiting`."""
+    from tests.serving import saved_models  # imports TensorFlow
+
+    base_path = tmp_path_factory.mktemp("waiting")
+    saved_models.write_waiting(base_path / "1")
+    return base_path
+
+
+def test_sigterm_finishes_what_is_under_way_on_both_ports(waiting, tmp_path):
+    flags = ("--rest_api_port=-1", "--noenable_model_warmup")
     with (
-        local_server(tmp_path, flags=flags) as server,
+        local_server(waiting, flags=flags) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
-        answers = []
-        body = {"signature_name": "spin", "inputs": 250_000}
+        by_grpc, by_rest = str(tmp_path / "grpc"), str(tmp_path / "rest")
         url = f"{server.rest_url}/v1/models/default:predict"
+        answers = []
+        body = {"signature_name": "wait", "inputs": by_rest}
         rest = threading.Thread(target=lambda: answers.append(ask(url, body)))
-        call = predict_on(channel, "spin", steps=np.int64(250_000))
         rest.start()
-        time.sleep(0.2)
+        call = predict_on(channel, "wait", path=np.array(by_grpc.encode(), object))
+        for path in (by_grpc, by_rest):
+            wait_until(pathlib.Path(f"{path}.started").exists)
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
         watch.cancel()
-        late = predict_on(channel, "spin", steps=np.int64(1)).exception()
+
+        def ask_late() -> grpc.RpcError:
+            return predict_on(channel, "wait", path=np.array(b"late", object)).exception()
+
+        late = ask_late()
         assert late.code() == grpc.StatusCode.UNAVAILABLE and "shutting down" in late.details()
         refused = ask(url, body)
         assert refused.code == 503 and "shutting down" in refused.error
-        assert not call.done()
+        for path in (by_grpc, by_rest):
+            pathlib.Path(f"{path}.end").touch()
         codes = set()
         while server.process.poll() is None:  # whoever still asks is told to ask another server
-            codes.add(predict_on(channel, "spin", steps=np.int64(1)).exception().code().name)
-        assert codes == {"UNAVAILABLE"}
+            codes.add(ask_late().code().name)
+        assert codes <= {"UNAVAILABLE"}
         assert server.process.returncode == 0
         assert call.exception() is None
         rest.join()
-        assert (answers[0].code, answers[0].json) == (200, {"outputs": 250_000.0})
+        assert (answers[0].code, answers[0].json) == (200, {"outputs": by_rest})
