@@ -33,7 +33,7 @@ class Client:
         Args:
           target: `host:port`.
           tls: encrypts; plain text unless given.
-          retries: of calls the server was not there for, or too busy for.
+          retries: of calls the server was away or too busy for.
           max_batch_rows: a `predict` of more rows is split, asked in parallel and joined; for
             signatures that answer each row by itself.
         """

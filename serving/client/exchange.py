@@ -19,8 +19,8 @@ from serving import errors
 
 T = TypeVar("T")
 
-RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
-"""The server didn't begin: it is away, or its queue is full. Anything else would fail again."""
+_TOO_LARGE = "larger than max"
+"""In what gRPC says of a message over the limit of either end."""
 
 MAX_PARALLEL = 32
 """Calls of one flow that are under way at once."""
@@ -60,6 +60,10 @@ class Retries:
     and min(longest, first · 2^(n-1)) seconds (M. Brooker, "Exponential Backoff And Jitter", AWS
     Architecture Blog, 2015). None goes past the caller's deadline.
 
+    Calls are made again where the server was away (UNAVAILABLE) or its queue full
+    (RESOURCE_EXHAUSTED). A connection that broke is UNAVAILABLE too, and the server may have
+    answered before it did: only calls that may be made twice are for retrying.
+
     Attributes:
       attempts: calls made at most; 1 never retries.
     """
@@ -71,6 +75,10 @@ class Retries:
     def pause(self, attempt: int) -> float:
         """Seconds to wait after attempt 1, 2, …."""
         return random.uniform(0, min(self.longest, self.first * 2 ** (attempt - 1)))
+
+
+ONCE = Retries(attempts=1)
+"""For calls that may not be made twice."""
 
 
 def exchange(calls: Sequence[Call], deadline: float, retries: Retries) -> Flow[list]:
@@ -101,7 +109,7 @@ def _at_once(calls: Sequence[Call], deadline: float, retries: Retries) -> Flow[l
             answers.update(zip(waiting, outcomes, strict=True))
             return [answers[i] for i in range(len(calls))]
         for failure in failures:
-            if failure.code() not in RETRIED:
+            if not _may_pass(failure):
                 raise failure
         pause = retries.pause(attempt)
         if attempt >= retries.attempts or time.monotonic() + pause >= deadline:
@@ -110,6 +118,13 @@ def _at_once(calls: Sequence[Call], deadline: float, retries: Retries) -> Flow[l
             if not isinstance(outcome, grpc.RpcError):
                 answers[i] = outcome
         yield Pause(pause)
+
+
+def _may_pass(failure: grpc.RpcError) -> bool:
+    """Whether the same call may succeed later; a message too large is so every time."""
+    if failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _TOO_LARGE not in (failure.details() or "")
+    return failure.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def clear(

@@ -12,7 +12,7 @@ from google.protobuf import message
 
 from serving import errors, protos
 from serving.client.connection import Connection
-from serving.client.exchange import Call, Flow, Retries, clear, exchange
+from serving.client.exchange import ONCE, Call, Flow, Retries, clear, exchange
 from serving.client.tls import Tls
 
 _SERVICE = "/universal.knowledge.v1.KnowledgeCenter"
@@ -114,20 +114,29 @@ class KnowledgeClient:
         )
 
     def delete_user(self, user: str, *, timeout: float = 60.0) -> bool:
-        """Erases a user from every version. Returns whether anything was stored."""
+        """Erases a user from every version. Returns whether anything was stored.
+
+        Asked once, whatever `retries`: a second answer would tell what the first one left. After
+        an error, ask again until there is none.
+        """
         request = protos.DeleteUserRequest(user=user)
-        return self._ask("DeleteUser", request, protos.DeleteUserResponse, timeout).deleted
+        response = protos.DeleteUserResponse
+        return self._ask("DeleteUser", request, response, timeout, ONCE).deleted
 
     def _ask(
-        self, name: str, request: message.Message, response: type[message.Message], timeout: float
+        self,
+        name: str,
+        request: message.Message,
+        response: type[message.Message],
+        timeout: float,
+        retries: Retries | None = None,
     ) -> message.Message:
-        return self._connection.run(
-            self._flow(Call(f"{_SERVICE}/{name}", request, response), timeout)
-        )
+        call = Call(f"{_SERVICE}/{name}", request, response)
+        return self._connection.run(self._flow(call, timeout, retries or self._retries))
 
-    def _flow(self, call: Call, timeout: float) -> Flow[message.Message]:
+    def _flow(self, call: Call, timeout: float, retries: Retries) -> Flow[message.Message]:
         try:
-            (answer,) = yield from exchange([call], time.monotonic() + timeout, self._retries)
+            (answer,) = yield from exchange([call], time.monotonic() + timeout, retries)
             return answer
         except grpc.RpcError as error:
             raise clear(error, self._target, timeout, *_SERVER) from None

@@ -12,7 +12,16 @@ import tensorflow as tf
 import trustme
 
 from serving import protos
-from serving.client import AsyncClient, Client, Retries, ServingError, Tls, example, rows
+from serving.client import (
+    AsyncClient,
+    Client,
+    KnowledgeClient,
+    Retries,
+    ServingError,
+    Tls,
+    example,
+    rows,
+)
 from serving.client.flows import Flows
 from serving.local import local_server
 
@@ -38,26 +47,32 @@ def ask(request):
 
 @contextlib.contextmanager
 def failing_server(codes: list[grpc.StatusCode], credentials=None):
-    """A gRPC server whose GetModelStatus fails with each code in turn, then answers.
+    """A gRPC server whose GetModelStatus and DeleteUser fail with each code in turn, then answer.
 
     Yields its address and the calls it got.
     """
     left, calls = list(codes), []
 
-    def status(data: bytes, context: grpc.ServicerContext) -> bytes:
-        calls.append(data)
-        if left:
-            context.abort(left.pop(0), "no")
-        response = protos.GetModelStatusResponse()
-        response.model_version_status.add(version=3, state=30)
-        return response.SerializeToString()
+    def handler(service: str, method: str, response) -> grpc.GenericRpcHandler:
+        def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+            calls.append(data)
+            if left:
+                context.abort(left.pop(0), "no")
+            return response.SerializeToString()
 
-    handler = grpc.method_handlers_generic_handler(
-        "tensorflow.serving.ModelService",
-        {"GetModelStatus": grpc.unary_unary_rpc_method_handler(status)},
-    )
+        methods = {method: grpc.unary_unary_rpc_method_handler(answer)}
+        return grpc.method_handlers_generic_handler(service, methods)
+
+    status = protos.GetModelStatusResponse()
+    status.model_version_status.add(version=3, state=30)
+    deleted = protos.DeleteUserResponse(deleted=True)
     server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((handler,))
+    server.add_generic_rpc_handlers(
+        (
+            handler("tensorflow.serving.ModelService", "GetModelStatus", status),
+            handler("universal.knowledge.v1.KnowledgeCenter", "DeleteUser", deleted),
+        )
+    )
     port = (
         server.add_secure_port("localhost:0", credentials)
         if credentials
@@ -74,7 +89,7 @@ def failing_server(codes: list[grpc.StatusCode], credentials=None):
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
-def test_calls_the_server_never_began_are_made_again(ask, code):
+def test_calls_the_server_was_away_or_too_busy_for_are_made_again(ask, code):
     with failing_server([grpc.StatusCode[code]] * 3) as (target, calls):
         (status,) = ask(target, "status", "m", options={"retries": FAST})
     assert status.version == 3
@@ -95,6 +110,27 @@ def test_others_would_fail_again_and_are_not(ask, code):
             ask(target, "status", "m", options={"retries": FAST})
         assert error.value.code.name == code
         assert len(calls) == 1
+
+
+def test_a_message_too_large_is_not_sent_again(ask, monkeypatch):
+    """gRPC says RESOURCE_EXHAUSTED of it too; its servers take 4 MB unless told otherwise."""
+    pauses = []
+    monkeypatch.setattr("random.uniform", lambda low, high: pauses.append(high) or 0.0)
+    too_large = pytest.raises(ServingError, match="RESOURCE_EXHAUSTED: .*larger than max")
+    with failing_server([]) as (target, _), too_large:
+        ask(target, "status", "m" * (5 << 20))
+    assert not pauses
+
+
+def test_a_user_is_deleted_once():
+    with (
+        failing_server([grpc.StatusCode.UNAVAILABLE]) as (target, calls),
+        KnowledgeClient(target, retries=FAST) as client,
+    ):
+        with pytest.raises(ServingError, match="UNAVAILABLE"):
+            client.delete_user("u")
+        assert len(calls) == 1
+        assert client.delete_user("u")
 
 
 def test_no_pause_goes_past_the_deadline(ask, monkeypatch):
