@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )  # fmt: skip
+    memory.share_arenas()
     stopping = _signals()
     try:
         flags.refuse()
