@@ -20,6 +20,7 @@ from absl import flags as absl_flags  # noqa: E402
 from google.protobuf import message  # noqa: E402
 
 from serving import errors, protos  # noqa: E402
+from serving.rpc import config_file  # noqa: E402
 from serving.server import batching, config, flags, memory, servable, server  # noqa: E402
 from serving.server.manager import Manager  # noqa: E402
 from serving.server.model import Retries  # noqa: E402
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
         models_config = _models_config()
         manager.start(models_config)
         running = server.start(manager)
-    except (config.ConfigError, OSError) as error:
+    except (config_file.ConfigError, OSError) as error:
         sys.exit(str(error))
     except errors.ServingError as error:
         sys.exit(error.message)
@@ -87,22 +88,26 @@ def _signals() -> socket.socket:
 def _models_config() -> message.Message:
     if flags.MODEL_CONFIG_FILE.value:
         if flags.MODEL_BASE_PATH.present or flags.MODEL_NAME.present:
-            raise config.ConfigError(
+            raise config_file.ConfigError(
                 "--model_config_file says what is served: leave out --model_base_path and"
                 " --model_name"
             )
-        return config.read(flags.MODEL_CONFIG_FILE.value, protos.ModelServerConfig)
+        return config_file.read(flags.MODEL_CONFIG_FILE.value, protos.ModelServerConfig)
     if flags.MODEL_CONFIG_POLL_SECONDS.value:
-        raise config.ConfigError("--model_config_file_poll_wait_seconds needs --model_config_file")
+        raise config_file.ConfigError(
+            "--model_config_file_poll_wait_seconds needs --model_config_file"
+        )
     if not flags.MODEL_BASE_PATH.value:
-        raise config.ConfigError("one of --model_base_path and --model_config_file is required")
+        raise config_file.ConfigError(
+            "one of --model_base_path and --model_config_file is required"
+        )
     return config.single_model(flags.MODEL_NAME.value, flags.MODEL_BASE_PATH.value)
 
 
 def _options() -> servable.Options:
     session = flags.SESSION_PARALLELISM.value
     if session and (flags.INTRA_OP.value or flags.INTER_OP.value):
-        raise config.ConfigError(
+        raise config_file.ConfigError(
             "give either --tensorflow_session_parallelism or --tensorflow_intra_op_parallelism"
             " and --tensorflow_inter_op_parallelism"
         )
@@ -129,14 +134,14 @@ def _batching() -> batching.Parameters | None:
     path = flags.BATCHING_FILE.value
     if not flags.BATCHING.value:
         if path:
-            raise config.ConfigError("--batching_parameters_file needs --enable_batching")
+            raise config_file.ConfigError("--batching_parameters_file needs --enable_batching")
         return None
     if not path:
         return batching.Parameters()
     try:
-        return batching.Parameters.from_proto(config.read(path, protos.BatchingParameters))
+        return batching.Parameters.from_proto(config_file.read(path, protos.BatchingParameters))
     except errors.ServingError as error:
-        raise config.ConfigError(f"{path}: {error.message}") from None
+        raise config_file.ConfigError(f"{path}: {error.message}") from None
 
 
 if __name__ == "__main__":

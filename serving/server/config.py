@@ -1,4 +1,4 @@
-"""The server's configuration files: text protos, as TF Serving's."""
+"""What a server is told to serve: a ModelServerConfig, checked."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from google.protobuf import message
 
 from serving import protos
 from serving.errors import invalid
-from serving.rpc.config_file import ConfigError, parse, read
 from serving.server.model import GRAPH_FILE
 from serving.server.models import Models
 
 PLATFORM = "tensorflow"
-
-__all__ = ["ConfigError", "check_models", "parse", "read", "single_model"]
 
 
 def single_model(name: str, base_path: str) -> message.Message:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags
 
 from serving import tensors
-from serving.server.config import ConfigError
+from serving.rpc.config_file import ConfigError
 
 # What is served.
 MODEL_NAME = flags.DEFINE_string("model_name", "default", "Name of the model in requests.")

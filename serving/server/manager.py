@@ -15,6 +15,7 @@ import grpc
 from google.protobuf import message
 
 from serving import errors, protos
+from serving.rpc import config_file
 from serving.server import config as configs
 from serving.server.model import Model, Retries
 from serving.server.models import Models
@@ -137,12 +138,12 @@ class Manager:
             complaint = ""
             while not self._stopped.wait(interval):
                 try:
-                    config = configs.read(path, protos.ModelServerConfig)
+                    config = config_file.read(path, protos.ModelServerConfig)
                     if config != applied:
                         self.reload(config)
                         applied = config
                     complaint = ""
-                except (configs.ConfigError, errors.ServingError) as error:
+                except (config_file.ConfigError, errors.ServingError) as error:
                     if str(error) != complaint:
                         complaint = str(error)
                         logging.error("--model_config_file isn't reloaded: %s", complaint)

@@ -6,9 +6,9 @@ import logging
 from typing import NamedTuple
 
 from serving import protos
-from serving.rpc import tls
+from serving.rpc import config_file, tls
 from serving.rpc.port import GrpcPort
-from serving.server import config, flags, metrics
+from serving.server import flags, metrics
 from serving.server.api import MODEL_SERVICE, PREDICTION_SERVICE, Api
 from serving.server.grpc_services import services
 from serving.server.health import Health
@@ -113,9 +113,11 @@ def _metrics_path() -> str:
     """Where Prometheus is answered; "" for nowhere."""
     if not flags.MONITORING_FILE.value:
         return ""
-    prometheus = config.read(flags.MONITORING_FILE.value, protos.MonitoringConfig).prometheus_config
+    prometheus = config_file.read(
+        flags.MONITORING_FILE.value, protos.MonitoringConfig
+    ).prometheus_config
     if not prometheus.enable:
         return ""
     if not flags.REST_PORT.value:
-        raise config.ConfigError("--monitoring_config_file needs --rest_api_port")
+        raise config_file.ConfigError("--monitoring_config_file needs --rest_api_port")
     return prometheus.path or metrics.DEFAULT_PATH

@@ -206,9 +206,12 @@ def test_more_requests_than_may_wait_are_refused(tmp_path):
     flags = ("--threads=1", "--max_queued_requests=0")
     with _serving(str(tmp_path), *flags) as (_, target), grpc.insecure_channel(target) as channel:
         list_versions, delete_user = _methods(channel)
-        with locked(tmp_path, fcntl.LOCK_EX):
-            waiting = delete_user.future(USER, timeout=60)  # for the lock
-            wait_until(lambda: _code(list_versions, b"") == "RESOURCE_EXHAUSTED")
+        leftover = tmp_path / ".staging-9"
+        leftover.mkdir()
+        with locked(tmp_path / "1", fcntl.LOCK_EX):
+            waiting = delete_user.future(USER, timeout=60)
+            wait_until(lambda: not leftover.exists())  # what it does first; now for the lock
+            assert _code(list_versions, b"") == "RESOURCE_EXHAUSTED"
         assert protos.DeleteUserResponse.FromString(waiting.result()).deleted
         wait_until(lambda: _code(list_versions, b"") == "OK")
 

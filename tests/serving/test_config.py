@@ -7,7 +7,7 @@ from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from serving import protos
 from serving.client import Client, ServingError
 from serving.local import local_server
-from serving.server import config
+from serving.rpc import config_file
 from tests.serving.process import run_server, wait_until
 
 
@@ -29,18 +29,18 @@ def models_config(*entries: str) -> str:
 def test_a_file_with_a_mistake_names_the_line(tmp_path, text, message):
     path = tmp_path / "models.config"
     path.write_text(text)
-    with pytest.raises(config.ConfigError) as caught:
-        config.read(str(path), protos.ModelServerConfig)
+    with pytest.raises(config_file.ConfigError) as caught:
+        config_file.read(str(path), protos.ModelServerConfig)
     assert str(caught.value).startswith(f"{path}{message}")
     assert str(caught.value).endswith("(a text proto of tensorflow.serving.ModelServerConfig)")
 
 
 def test_files_that_cant_be_read(tmp_path):
-    with pytest.raises(config.ConfigError, match="no.config: No such file"):
-        config.read(str(tmp_path / "no.config"), protos.ModelServerConfig)
+    with pytest.raises(config_file.ConfigError, match="no.config: No such file"):
+        config_file.read(str(tmp_path / "no.config"), protos.ModelServerConfig)
     (tmp_path / "binary").write_bytes(b"\xff\xff")
-    with pytest.raises(config.ConfigError, match="binary: is no text file"):
-        config.read(str(tmp_path / "binary"), protos.ModelServerConfig)
+    with pytest.raises(config_file.ConfigError, match="binary: is no text file"):
+        config_file.read(str(tmp_path / "binary"), protos.ModelServerConfig)
 
 
 @pytest.mark.parametrize(
