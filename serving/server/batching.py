@@ -21,7 +21,8 @@ class Parameters:
       max_batch_size: rows of a batch. A larger request runs alone (TF Serving refuses it).
       batch_timeout_micros: how long a batch waits for company; 0 takes what is queued already.
       max_enqueued_batches: batches' worth of rows that may wait; more is RESOURCE_EXHAUSTED.
-      num_batch_threads: batches of one version that run at the same time.
+      num_batch_threads: batches of one version that run at the same time. Half the cores: the
+        fewer, the larger the batches, which cost less a row and use the other cores by themselves.
       allowed_batch_sizes: increasing, the last is `max_batch_size`; a batch is filled up to the
         next of them by repeating a row. Empty: any size.
       pad_variable_length_inputs: pads inputs of unequal shapes with zeros or empty strings, also
@@ -31,7 +32,7 @@ class Parameters:
     max_batch_size: int = 64
     batch_timeout_micros: int = 0
     max_enqueued_batches: int = 100
-    num_batch_threads: int = os.cpu_count() or 1
+    num_batch_threads: int = max((os.cpu_count() or 1) // 2, 1)
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
 

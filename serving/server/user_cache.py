@@ -20,6 +20,8 @@ from serving.server.contract import EMBEDDING, EXAMPLES, Users
 Run = Callable[[str, Mapping[str, np.ndarray], Sequence[str], float], dict[str, np.ndarray]]
 
 _USER_ID = b"user_id"
+MAX_ROWS = 8
+"""Larger requests are passed on: all of their users would have to be known at once."""
 
 
 class UserCache:
@@ -61,35 +63,45 @@ class UserCache:
         Raises:
           errors.ServingError: as the model's signatures do.
         """
-        split = self._split(inputs[EXAMPLES])
-        if split is None:
+        rows = self._entries(inputs[EXAMPLES])
+        if rows is None:
             return self._run(self._users.signature, inputs, outputs, deadline)
-        keys, rest = split
+        keys = list(map(self._key, rows))
         kept = self._embeddings.get(keys)
         self._count(len(keys), hit=kept is not None)
         if kept is not None:
-            scored = {EXAMPLES: rest, EMBEDDING: kept}
+            scored = {EXAMPLES: self._without_history(rows), EMBEDDING: kept}
             return self._run(self._users.score, scored, outputs, deadline)
         wanted = tuple(dict.fromkeys([*outputs, EMBEDDING]))
         answer = self._run(self._users.encode, inputs, wanted, deadline)
         self._embeddings.put(keys, answer[EMBEDDING])
         return {name: answer[name] for name in outputs}
 
-    def _split(self, examples: np.ndarray) -> tuple[list[bytes], np.ndarray] | None:
-        """Each row's key and what is left of it for scoring; None: not a request to be split."""
-        if examples.ndim != 1 or not examples.size:
+    def _entries(self, examples: np.ndarray) -> list[dict[bytes, bytes]] | None:
+        """Each row's features, by name; None: not a request to be split."""
+        if examples.ndim != 1 or not 0 < examples.size <= MAX_ROWS:
             return None
-        keys, rest = [], np.empty(examples.size, object)
-        for row, serialized in enumerate(examples.tolist()):
+        rows = []
+        for serialized in examples.tolist():
             entries = example_wire.entries(serialized)
             if entries is None or self._bypasses(entries):
                 return None
-            user = sorted(entry for name, entry in entries.items() if name in self._key_features)
-            keys.append(hashlib.blake2b(b"".join(user), digest_size=16).digest())
-            rest[row] = example_wire.serialized(
+            rows.append(entries)
+        return rows
+
+    def _key(self, entries: Mapping[bytes, bytes]) -> bytes:
+        """A hash of all that the row's embedding depends on, and of whose it is."""
+        user = sorted(entries[name] for name in self._key_features & entries.keys())
+        return hashlib.blake2b(b"".join(user), digest_size=16).digest()
+
+    def _without_history(self, rows: Sequence[Mapping[bytes, bytes]]) -> np.ndarray:
+        """What the towers need, as examples [B]."""
+        examples = np.empty(len(rows), object)
+        for row, entries in enumerate(rows):
+            examples[row] = example_wire.serialized(
                 entry for name, entry in entries.items() if name not in self._dropped_features
             )
-        return keys, rest
+        return examples
 
     def _bypasses(self, entries: Mapping[bytes, bytes]) -> bool:
         return any(

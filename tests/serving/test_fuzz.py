@@ -24,7 +24,7 @@ CALLS, PAGES = 8_000, 2_000
 MEGABYTE = 1 << 20
 LARGEST_MB = 32
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-LASTING = 64 * MEGABYTE
+LASTING = 128 * MEGABYTE
 """What allocators may keep for themselves; giant requests, kept, would be hundreds."""
 
 
