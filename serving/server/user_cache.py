@@ -90,7 +90,10 @@ class UserCache:
         return rows
 
     def _key(self, entries: Mapping[bytes, bytes]) -> bytes:
-        """A hash of all that the row's embedding depends on, and of whose it is."""
+        """A hash of all that the row's embedding depends on, and of whose it is.
+
+        Entries say themselves where they end, so that no two sets of them join to the same bytes.
+        """
         user = sorted(entries[name] for name in self._key_features & entries.keys())
         return hashlib.blake2b(b"".join(user), digest_size=16).digest()
 
