@@ -140,7 +140,8 @@ def clear(
     code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAVAILABLE:
         details = (
-            f"no {kind} answers at {target} ({details}). Is it running? Start one with: {start}"
+            f"no {kind} answers at {target} ({details}). If none is running, start one with:"
+            f" {start}; if it wants TLS, or a certificate, the client needs them too"
         )
     elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"{target} didn't answer within {timeout:g} s"

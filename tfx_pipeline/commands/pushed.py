@@ -17,6 +17,9 @@ def model(layout: Layout, name: str = "") -> pathlib.Path:
     if models:
         names = ", ".join(path.name for path in models)
         raise flags.Error(f"{layout.serving} holds several models; give --model, one of: {names}")
+    pushed = sorted(p.name for p in layout.serving.glob("*") if any(p.glob("[0-9]*")))
+    if pushed:
+        raise flags.Error(f"--model={name}: {layout.serving} has: {', '.join(pushed)}")
     output = f"--output={layout.output}"
     advice = f"`run {output}` first, or see by `report {output}` why it wasn't blessed"
     raise flags.Error(f"{layout.serving}: no pushed model; {advice}")
