@@ -15,7 +15,8 @@ import numpy as np
 
 from serving import errors
 from serving.client.example import ExampleError, example
-from serving.client.signatures import Signature, TensorSpec, invalid
+from serving.client.signatures import Signature, TensorSpec
+from serving.errors import invalid
 
 SPEC_SIGNATURE = "predict"
 
@@ -76,6 +77,8 @@ def typed_example(specs: Mapping[str, TensorSpec], features: Mapping[str, object
       errors.ServingError: INVALID_ARGUMENT, naming the feature: an unknown name, a value of
         another type, another number of axes, or lists of different lengths.
     """
+    if not isinstance(features, Mapping):
+        raise invalid(f"a user is a dictionary of features, got a {type(features).__name__}")
     written: dict[str, object] = {}
     lengths: dict[str, dict[str, int]] = {"sequence": {}, "candidate": {}}
     for name, value in features.items():

@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf import message
 
 from serving import errors, protos, tensors
+from serving.errors import invalid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,6 @@ def typed_inputs(
     return {key: _cast(key, value, expected[key]) for key, value in inputs.items()}
 
 
-def invalid(text: str) -> errors.ServingError:
-    return errors.ServingError(grpc.StatusCode.INVALID_ARGUMENT, text)
-
-
 def _specs(infos: Mapping[str, message.Message]) -> dict[str, TensorSpec]:
     return {name: _spec(info) for name, info in sorted(infos.items())}
 
@@ -78,7 +75,12 @@ def _cast(name: str, value: object, spec: TensorSpec) -> np.ndarray:
     text = array.dtype.kind in "OSU"
     if text != (spec.dtype == "string"):
         raise invalid(f"input {name!r} is {spec.dtype}, got {'text' if text else array.dtype}")
-    if not text:
+    if text:
+        wrong = next((v for v in array.ravel().tolist() if not isinstance(v, bytes | str)), None)
+        if wrong is not None:
+            hint = "; score() takes users as dictionaries" if isinstance(wrong, dict) else ""
+            raise invalid(f"input {name!r} is string, got a {type(wrong).__name__}{hint}")
+    else:
         if array.size and not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise invalid(f"input {name!r} is {spec.dtype}, got {array.dtype}")
         cast = array.astype(spec.dtype, copy=False)

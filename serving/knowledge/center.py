@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serving.errors import invalid
 from serving.knowledge import keys
-from serving.knowledge.failures import invalid
 from serving.knowledge.store import ITEM, USER, USER_CATEGORY, Knowledge, Store
 
 

@@ -9,14 +9,6 @@ import grpc
 from serving import errors
 
 
-def invalid(message: str) -> errors.ServingError:
-    return errors.ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
-
-
-def precondition(message: str) -> errors.ServingError:
-    return errors.ServingError(grpc.StatusCode.FAILED_PRECONDITION, message)
-
-
 def corrupt(message: str) -> errors.ServingError:
     return errors.ServingError(grpc.StatusCode.DATA_LOSS, message)
 

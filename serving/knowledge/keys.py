@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.knowledge.failures import invalid
+from serving.errors import invalid
 
 BYTES = 16
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from serving import errors
+from serving.errors import invalid
 from serving.knowledge import erasure, manifest
-from serving.knowledge.failures import invalid, unavailable, unknown_version
+from serving.knowledge.failures import unavailable, unknown_version
 from serving.knowledge.snapshot import Snapshot, locked
 from serving.knowledge.snapshot_writer import write_snapshot
 from serving.knowledge.store import MAX_VERSIONS, Knowledge, Rows, check_keep, check_new

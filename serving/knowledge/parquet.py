@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from serving.knowledge.failures import invalid
+from serving.errors import invalid
 from serving.knowledge.store import Rows, item_rows, user_category_rows, user_rows
 
 CHUNK = 20_000

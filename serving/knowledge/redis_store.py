@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import redis
 
+from serving.errors import invalid
 from serving.knowledge import keys, records
-from serving.knowledge.failures import corrupt, invalid, unavailable, unknown_version
+from serving.knowledge.failures import corrupt, unavailable, unknown_version
 from serving.knowledge.redis_writer import Writer, writing
 from serving.knowledge.store import (
     KINDS,

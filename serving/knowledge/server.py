@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import HealthServicer
 
 from serving import errors, protos, tensors
+from serving.errors import invalid
 from serving.knowledge.center import lookup
-from serving.knowledge.failures import invalid
 from serving.knowledge.store import ITEM, USER, Store
 from serving.knowledge.watch import Watch
 from serving.rpc.gate import Gate

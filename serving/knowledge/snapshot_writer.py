@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from serving.errors import invalid
 from serving.knowledge import hash_index, keys, manifest
-from serving.knowledge.failures import invalid
 from serving.knowledge.store import Rows, check_dims, stored
 
 _CHUNK = 1 << 16

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.errors import failed_precondition, invalid
 from serving.knowledge import keys
-from serving.knowledge.failures import invalid, precondition
 
 USER, ITEM, USER_CATEGORY = "user", "item", "user_category"
 KINDS = (USER, ITEM, USER_CATEGORY)
@@ -42,7 +42,7 @@ class Knowledge:
         """
         for kind in (USER, ITEM):
             if kind not in self.vectors or not self.vectors[kind].shape[1]:
-                raise precondition(
+                raise failed_precondition(
                     f"K_u ⊙ K_i needs user and item vectors, and version {self.version} was not"
                     f" asked for, or doesn't have, {kind} vectors"
                 )

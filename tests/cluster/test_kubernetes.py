@@ -28,6 +28,7 @@ PATIENCE_SECONDS = 600.0
 PHASE = {"batch_size": 2, "epochs": 3}
 CLUSTERS = {
     "hybrid": {"placement": "hybrid", "processes": {"worker": 1, "ps": 1}},
+    "mirrored": {"placement": "mirrored", "devices": 2},
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.client import AsyncClient, Client, ServingError
 from serving.client.features import typed_example
-from serving.client.signatures import TensorSpec
+from serving.client.signatures import Signature, TensorSpec, typed_inputs
 from serving.local import local_server
 from serving.protos import Example
 
@@ -137,3 +137,16 @@ def test_every_event_arrives_with_missing_values_marked(events, words, word):
     assert list(read["sequence_tag_count"].int64_list.value) == list(map(len, tags))
     assert list(read["context_word"].bytes_list.value) == texts([word])
     assert list(read["context_words"].bytes_list.value) == texts(words)
+
+
+def test_a_user_that_is_no_dictionary_is_one_clear_error():
+    with pytest.raises(ServingError, match="a user is a dictionary of features, got a list"):
+        typed_example({}, [{"user_id": "1"}])
+
+
+def test_a_dictionary_where_a_serialized_example_belongs_is_one_clear_error():
+    signatures = {"s": Signature({"examples": TensorSpec("string", (None,))}, {})}
+    with pytest.raises(ServingError, match=r"got a dict; score\(\) takes users"):
+        typed_inputs(signatures, "m", "s", {"examples": [{"user_id": "1"}]})
+    with pytest.raises(ServingError, match="'examples' is string, got a int"):
+        typed_inputs(signatures, "m", "s", {"examples": np.array(["u", 3], object)})
