@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )  # fmt: skip
-    memory.share_arenas()
+    memory.configure_heap()
     stopping = _signals()
     try:
         flags.refuse()
@@ -106,7 +106,7 @@ def _models_config() -> message.Message:
 
 def _options() -> servable.Options:
     session = flags.SESSION_PARALLELISM.value
-    if session and (flags.INTRA_OP.value or flags.INTER_OP.value):
+    if session and (flags.INTRA_OP.present or flags.INTER_OP.present):
         raise config_file.ConfigError(
             "give either --tensorflow_session_parallelism or --tensorflow_intra_op_parallelism"
             " and --tensorflow_inter_op_parallelism"

@@ -32,8 +32,8 @@ class SavedModel:
           path: the directory that holds `saved_model.pb`.
           config: a serialized `tensorflow.ConfigProto` (threads, …).
           in_calling_thread: operations run one after the other in the thread that calls `run`,
-            instead of being handed to a pool: a third less CPU for requests of a few rows. Each
-            large one still uses all cores by itself (`intra_op_parallelism_threads`).
+            instead of being handed to a pool: a third less CPU for requests of a few rows. How
+            many cores each of them uses, `intra_op_parallelism_threads` says, for the process.
 
         Raises:
           errors.ServingError: what TensorFlow says is wrong with it.
