@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ class Version:
             )
             return
         self.state = State.AVAILABLE
+        _let_requests_go_first()
         logging.info("version %d loaded in %.1f s", self.number, time.monotonic() - start)
 
     @contextlib.contextmanager
@@ -91,3 +93,16 @@ class Version:
             memory.give_back()
         self.state = State.END
         logging.info("version %d unloaded", self.number)
+
+
+_NICENESS = 10
+
+
+def _let_requests_go_first() -> None:
+    """What this thread loads from now on competes with requests for the cores.
+
+    Linux has a priority a thread, which those it starts inherit (warm-up); elsewhere nothing
+    changes. Not before the first load: TensorFlow's own threads would inherit it too.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
