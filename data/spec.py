@@ -246,8 +246,10 @@ class Split(_Strict):
 
 
 class Model(_Strict):
-    """SuperMoE's sizes (DESIGN §4.4)."""
+    """Which model, and its sizes (DESIGN §4.4)."""
 
+    architecture: Literal["supermoe", "bert"] = "supermoe"
+    """What `modules/models/architectures.py` puts together."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
     num_heads: Annotated[int, pydantic.Field(ge=1)] = 4

@@ -1,6 +1,7 @@
 """What is learned: preprocessing, features, layers, models, objectives and their training.
 
-Start with `models/` (how SuperMoE is put together), then follow it down:
+Start with `models/` (`architectures.py` lists them, `user_model.py` puts one together), then
+follow it down:
 
 - `embeddings/`: the tables and the optimizer whose cost doesn't grow with them.
 - `layers/`: one layer of the paper a file: feature projection (eq. 4), MoE attention

@@ -26,7 +26,7 @@ from absl import app, flags, logging  # noqa: E402
 
 from data.spec import load_spec  # noqa: E402
 from modules.features import Batch  # noqa: E402
-from modules.models.supermoe import SuperMoE  # noqa: E402
+from modules.models.user_model import UserModel  # noqa: E402
 from modules.objectives.multi_task import multi_task_loss  # noqa: E402
 from modules.preprocessing import table_rows  # noqa: E402
 from modules.training.input.batches import epoch_batches  # noqa: E402
@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
     ids = {table: tuple(c.feature for c in spec.tables[table]) for table in rows}
     distinct = cached.map(lambda batch: localize(batch, ids))
     instances_per_second("localize alone", sizes(distinct))
-    model = SuperMoE(spec, rows)
+    model = UserModel(spec, rows)
     model(in_memory[0])
     step = Step(model, lambda batch, _: multi_task_loss(model, batch), phase, num_steps)
     placement = Synchronous(tf.distribute.get_strategy(), large_tables(spec, rows), report_every=1)

@@ -15,7 +15,8 @@ import tensorflow as tf
 from data.spec import Spec, parse_spec
 from modules.embeddings.table import NUM_RESERVED, ids_key, rows_key
 from modules.features import Batch
-from modules.models.supermoe import SuperMoE, table_dim
+from modules.models.tables import table_dim
+from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.training.input.localize import large_tables, localize
 from modules.training.step import Step
@@ -119,12 +120,12 @@ class Problem:
             for name in self.features
         }
 
-    def model(self) -> SuperMoE:
-        model = SuperMoE(self.spec, self.table_rows)
+    def model(self) -> UserModel:
+        model = UserModel(self.spec, self.table_rows)
         model(self.small_batch())
         return model
 
-    def step(self, model: SuperMoE, num_steps: int) -> Step:
+    def step(self, model: UserModel, num_steps: int) -> Step:
         phase = self.spec.training.finetune
         return Step(model, lambda batch, _: multi_task_loss(model, batch), phase, num_steps)
 

@@ -19,7 +19,8 @@ import tf_keras as keras  # noqa: E402
 from benchmarks.training.commands import Commands, parser, place  # noqa: E402
 from benchmarks.training.problem import Problem  # noqa: E402
 from modules.features import Batch  # noqa: E402
-from modules.models import supermoe  # noqa: E402
+from modules.models import tables as model_tables  # noqa: E402
+from modules.models import user_model  # noqa: E402
 from modules.objectives.multi_task import multi_task_loss  # noqa: E402
 from modules.training.cluster.config import Cluster, ClusterTask  # noqa: E402
 
@@ -46,11 +47,11 @@ class Stock(keras.Model):
         super().__init__()
         rows = problem.table_rows
         tables = {
-            name: StockTable(rows[name], supermoe.table_dim(problem.spec, name), name)
+            name: StockTable(rows[name], model_tables.table_dim(problem.spec, name), name)
             for name in rows
         }
-        with mock.patch.object(supermoe, "embedding_tables", lambda *_: tables):
-            self.inner = supermoe.SuperMoE(problem.spec, rows)
+        with mock.patch.object(user_model, "embedding_tables", lambda *_: tables):
+            self.inner = user_model.UserModel(problem.spec, rows)
 
     def call(self, batch: Batch) -> None:
         self.inner(batch)

@@ -1,1 +1,1 @@
-"""The layers of SuperMoE, one a file, named after the thing in the paper."""
+"""The layers of the papers, one a file, named after the thing in the paper."""

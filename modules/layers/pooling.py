@@ -1,8 +1,19 @@
-"""Max pooling over the events a target sees: the user representation H. Eq. 8."""
+"""From the events a target sees to the user representation H. Eq. 8: their maximum."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import tensorflow as tf
+
+
+class Pooling(NamedTuple):
+    """whole: (h [B, L, D], mask [B, L]) -> [B, D]; prefixes: the same of every prefix,
+    -> [B, L, D], where padding only follows what is visible."""
+
+    whole: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    prefixes: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def max_pool(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
@@ -83,3 +94,29 @@ def _add_at(values_BLD: tf.Tensor, place_BLD: tf.Tensor) -> tf.Tensor:
         B * L * D,
     )
     return tf.reshape(summed, [B, L, D])
+
+
+def mean_pool(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """The mean over visible positions, [B, D]; zeros where nothing is visible."""
+    visible_BL1 = tf.cast(mask_BL, h_BLD.dtype)[..., tf.newaxis]
+    count_B1 = tf.reduce_sum(visible_BL1, axis=1)
+    return tf.math.divide_no_nan(tf.reduce_sum(h_BLD * visible_BL1, axis=1), count_B1)
+
+
+def running_mean(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """`mean_pool` of every prefix, [B, L, D]."""
+    visible_BL1 = tf.cast(mask_BL, h_BLD.dtype)[..., tf.newaxis]
+    count_BL1 = tf.cumsum(visible_BL1, axis=1)
+    return tf.math.divide_no_nan(tf.cumsum(h_BLD * visible_BL1, axis=1), count_BL1)
+
+
+def last(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """The newest visible position, [B, D]; zeros where nothing is visible."""
+    place_BL = tf.range(tf.shape(mask_BL)[1]) * tf.cast(mask_BL, tf.int32)
+    newest_BD = tf.gather(h_BLD, tf.reduce_max(place_BL, axis=1), batch_dims=1)
+    return tf.where(tf.reduce_any(mask_BL, 1, keepdims=True), newest_BD, tf.zeros([], h_BLD.dtype))
+
+
+MAX = Pooling(max_pool, running_max)
+MEAN = Pooling(mean_pool, running_mean)
+LAST = Pooling(last, lambda h_BLD, mask_BL: h_BLD)

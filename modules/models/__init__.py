@@ -1,1 +1,1 @@
-"""Models: small compositions of `modules/layers`. Adding one is a file and a line here."""
+"""Models: small compositions of `modules/layers`; `architectures.py` lists them."""

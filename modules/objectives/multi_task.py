@@ -5,12 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from modules.features import Batch
-from modules.models.supermoe import SuperMoE
-from modules.objectives.router import expert_loads, router_loss
+from modules.models.user_model import UserModel
+from modules.objectives.router import router_loss, router_values
 from modules.objectives.task_loss import task_loss, weighted_total
 
 
-def multi_task_loss(model: SuperMoE, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+def multi_task_loss(model: UserModel, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Eq. 9 with static λ over eq. 3's losses, plus the routers' losses.
 
     Returns:
@@ -26,5 +26,4 @@ def multi_task_loss(model: SuperMoE, batch: Batch) -> tuple[tf.Tensor, dict[str,
     }
     total = weighted_total(losses, {task.name: task.weight for task in spec.tasks})
     values = {f"train/{name}/loss": loss for name, loss in losses.items()}
-    values["expert_load"] = expert_loads(aux)
-    return total + router_loss(aux, spec.model), values
+    return total + router_loss(aux, spec.model), values | router_values(aux)

@@ -12,10 +12,10 @@ import tf_keras as keras
 
 from data.spec import DenseChannel, Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 
 
-def export(model: SuperMoE, transform_output: tft.TFTransformOutput, folder: str) -> None:
+def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: str) -> None:
     """Writes the signatures of docs/contracts.md and their `serving.json` to `folder`.
 
     Every signature goes through Transform's graph and `modules.features.pad`, as training does.

@@ -11,7 +11,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from data.spec import Spec
 from modules.features import Batch
 from modules.metrics.auc import auc
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.preprocessing import table_rows
 from modules.training import files
@@ -41,12 +41,12 @@ def program(fn_args: FnArgs) -> Program:
     if spec.training.pretrain.epochs and not fn_args.base_model:
         raise FileNotFoundError("fine-tune: the spec pre-trains, but no pre-trained model arrived")
 
-    def build(batch: Batch) -> SuperMoE:
-        model = SuperMoE(spec, table_rows(spec, transform_output))
+    def build(batch: Batch) -> UserModel:
+        model = UserModel(spec, table_rows(spec, transform_output))
         model(batch)
         return model
 
-    def start(model: SuperMoE, placement: Placement) -> Checkpoint | None:
+    def start(model: UserModel, placement: Placement) -> Checkpoint | None:
         if not fn_args.base_model:
             return None
         return warm_start(fn_args.base_model, model, placement)
@@ -79,7 +79,7 @@ def finish(fn_args: FnArgs, trained: Trained) -> None:
 
 
 def binary_auc(
-    model: SuperMoE, placement: Placement, held_out: tf.data.Dataset, spec: Spec
+    model: UserModel, placement: Placement, held_out: tf.data.Dataset, spec: Spec
 ) -> dict[str, float]:
     """AUC of every binary task over `held_out`, for the training curves."""
     tasks = [task for task in spec.tasks if task.type == "binary"]

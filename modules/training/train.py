@@ -17,7 +17,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from data.spec import Spec
 from modules.embeddings.table import ids_key, rows_key
 from modules.features import Batch
-from modules.models.supermoe import table_dim
+from modules.models.tables import table_dim
 from modules.preprocessing import table_rows
 from modules.training import files
 from modules.training.checkpoint.preemption import stop_requested

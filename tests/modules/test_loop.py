@@ -14,7 +14,7 @@ from data.spec import Phase
 from modules.embeddings.table import EmbeddingTable
 from modules.features import as_ragged, pad
 from modules.models.pretrainer import Pretrainer
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.training.loop import Preempted
 from modules.training.step import WarmupCosine
@@ -240,7 +240,7 @@ def _fitted(module, loss, batch, tmp_path):
 def test_every_variable_of_both_phases_moves(spec, tmp_path):
     keras.utils.set_random_seed(0)
     batch = pad(as_ragged(random_instances(spec, [20, 24, 15], [8, 8, 8]), spec), spec)
-    model, pretrainer = SuperMoE(spec, ROWS), Pretrainer(spec, ROWS)
+    model, pretrainer = UserModel(spec, ROWS), Pretrainer(spec, ROWS)
     phases = {
         "fine-tune": (model, lambda b, _: multi_task_loss(model, b)),
         "pre-train": (pretrainer, pretrainer.loss),

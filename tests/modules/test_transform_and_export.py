@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import MISSING, NUM_RESERVED
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 from modules.preprocessing import table_rows
 from modules.training import files, finetune, pretrain
 from modules.training.export import export
@@ -38,9 +38,9 @@ def transformed(tmp_path_factory) -> Transformed:
 
 
 @pytest.fixture(scope="module")
-def model(transformed) -> SuperMoE:
+def model(transformed) -> UserModel:
     keras.utils.set_random_seed(5)
-    model = SuperMoE(transformed.spec, table_rows(transformed.spec, transformed.output))
+    model = UserModel(transformed.spec, table_rows(transformed.spec, transformed.output))
     model(next(iter(transformed.batches("train"))))
     return model
 
@@ -298,7 +298,7 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, tmp_path):
     pretrained = transformed.train(pretrain, spec, tmp_path, None)
     rows = table_rows(spec, transformed.output)
     assert any(count > 8 for count in rows.values()) and any(count <= 8 for count in rows.values())
-    fresh = SuperMoE(spec, rows)
+    fresh = UserModel(spec, rows)
     batch = next(iter(transformed.batches("train", min_events=2, min_targets=0)))
     fresh(batch)
     before = {v.name: v.numpy() for v in fresh.encoder.weights}
@@ -312,7 +312,7 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(transformed, tmp_path):
     # Rows that fine-tuning never touches are in its checkpoints all the same.
     large = [table for table in fresh.tables.values() if table.large]
     trained = {table.name: table.shards[0].numpy() for table in large}
-    again = SuperMoE(spec, rows)
+    again = UserModel(spec, rows)
     again(batch)
     assert any((trained[n] != again.tables[n].shards[0].numpy()).any() for n in trained)
     load_into(again, _saved_from(base, fresh, placement, spec, tmp_path / "checkpoints"))

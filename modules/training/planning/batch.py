@@ -10,7 +10,7 @@ import tensorflow as tf
 from data.spec import Spec
 from modules.embeddings.table import NUM_RESERVED, ids_key, rows_key
 from modules.features import Batch, as_ragged, pad
-from modules.models.supermoe import table_dim
+from modules.models.tables import table_dim
 from modules.training.input.localize import large_tables, localize
 from modules.training.planning.size import BatchSize
 

@@ -11,7 +11,7 @@ import tf_keras as keras
 from data.spec import Phase, Spec
 from modules.features import Batch
 from modules.models.pretrainer import Pretrainer
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.training.step import LossFn
 
@@ -32,6 +32,6 @@ def build(
         pretrainer = Pretrainer(spec, dict(rows))
         pretrainer.loss(batch, tf.constant(0, tf.int64), training=False)
         return pretrainer, pretrainer.loss
-    model = SuperMoE(spec, dict(rows))
+    model = UserModel(spec, dict(rows))
     model(batch)
     return model, lambda batch, step: multi_task_loss(model, batch)

@@ -1,16 +1,21 @@
-"""SuperMoE end to end on small random instances: what its output may depend on, and learning."""
+"""Every architecture on small random instances: what its output may depend on, and learning."""
 
 from __future__ import annotations
+
+import itertools
+import typing
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from data.spec import Model
 from modules.embeddings.table import NUM_RESERVED
 from modules.features import as_ragged, pad
+from modules.models.architectures import ARCHITECTURES
 from modules.models.pretrainer import Pretrainer
-from modules.models.supermoe import SuperMoE
+from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from tests.modules.conftest import ROWS, make_spec, random_instances
 from tests.modules.fitting import fit
@@ -18,10 +23,18 @@ from tests.modules.fitting import fit
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
 
 
+@pytest.fixture(params=itertools.product(ARCHITECTURES, ["causal", "expanded"]), ids="-".join)
+def spec(request):
+    architecture, targets = request.param
+    base = make_spec(sequence={"max_length": 8, "window": 24, "targets": targets})
+    model = base.model.model_copy(update={"architecture": architecture})
+    return base.model_copy(update={"model": model})
+
+
 @pytest.fixture
 def model(spec):
     keras.utils.set_random_seed(1)
-    return SuperMoE(spec, ROWS)
+    return UserModel(spec, ROWS)
 
 
 def padded(spec, features, **kwargs):
@@ -35,6 +48,11 @@ def take(features, rows):
 
 def serve(model, features, **kwargs):
     return {k: v.numpy() for k, v in model.serve(padded(model.spec, features, **kwargs)).items()}
+
+
+def test_the_spec_may_name_just_these():
+    named = typing.get_args(Model.model_fields["architecture"].annotation)
+    assert set(named) == ARCHITECTURES.keys()
 
 
 def test_output_shapes(spec, model):
@@ -131,7 +149,7 @@ def test_a_label_column_never_reaches_its_own_tower():
     """`adult` is the context column `age`: neither its tower nor the shared encoder may use it."""
     spec = make_spec()
     keras.utils.set_random_seed(1)
-    model = SuperMoE(spec, ROWS)
+    model = UserModel(spec, ROWS)
     features = random_instances(spec, [6], [2])
     other = features | {"context_age": tf.RaggedTensor.from_row_lengths([3.7], [1])}
     assert serve(model, features)["adult"] == serve(model, other)["adult"]
@@ -198,7 +216,7 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     }.items():
         features[name] = tf.RaggedTensor.from_tensor(value)
     batch = padded(spec, features)
-    model = SuperMoE(spec, ROWS)
+    model = UserModel(spec, ROWS)
     model(batch)
     phase = spec.training.finetune.model_copy(
         update={"epochs": 90, "learning_rate": 1e-2, "table_learning_rate": 0.3}
