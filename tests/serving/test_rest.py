@@ -11,8 +11,7 @@ import pytest
 
 from serving.client import example
 from tests.serving.http import ask
-
-USER = {"user_id": "u1", "sequence_item": [100, 200], "candidate_price": [0.5, -1.0, 2.0]}
+from tests.serving.users import USER
 
 
 def b64(data: bytes) -> dict[str, str]:
