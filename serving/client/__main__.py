@@ -1,24 +1,29 @@
-"""`python -m serving.client --model NAME --examples FILE`: asks a server, prints JSON lines."""
+"""Asks a model server about the users of a file and prints the answers as JSON lines."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from serving import errors
 from serving.client import instances
 from serving.client.client import Client
+from serving.client.example import example
+from serving.client.features import feature_specs, typed_example
 from serving.client.flows import DEFAULT_SIGNATURE
+from serving.client.signatures import Signature
 from serving.client.tls import Tls
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m serving.client", description=__doc__)
+def _arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--target", default="localhost:8500", help="host:port of the server")
     parser.add_argument("--model", default="default", help="the model's name")
     parser.add_argument("--signature", default=DEFAULT_SIGNATURE, help="e.g. embed")
@@ -31,6 +36,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, help="only the first instances")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds a request")
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="first wait so long for the model to load"
+    )
     tls = parser.add_argument_group("TLS (plain text unless --tls or one of the files is given)")
     tls.add_argument("--tls", action="store_true", help="with the system's authorities")
     tls.add_argument("--root_certificates", metavar="PEM", help="who vouches for the server")
@@ -42,6 +50,16 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _tls(arguments: argparse.Namespace) -> Tls | None:
     files = (arguments.root_certificates, arguments.certificate, arguments.key)
     return Tls(*files) if arguments.tls or any(files) else None
+
+
+def _writer(
+    signatures: Mapping[str, Signature], model: str
+) -> Callable[[Mapping[str, object]], bytes]:
+    """Checks a user as `Client.score` does, unless the model doesn't say what features it takes."""
+    try:
+        return functools.partial(typed_example, feature_specs(signatures, model))
+    except errors.ServingError:
+        return example
 
 
 def _plain(value: object) -> object:
@@ -65,19 +83,30 @@ def _row(array: np.ndarray) -> object:
     return _plain(row.tolist())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints one JSON object of outputs per instance. Returns the exit code: 0, or 1 on error."""
-    arguments = _arguments(argv)
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
+    """Prints one JSON object of outputs per instance.
+
+    Args:
+      program: its name in the help; that of the script unless given.
+
+    Returns:
+      The exit code: 0, or 1 on error.
+    """
+    arguments = _arguments(argv, program)
+    model, version = arguments.model, arguments.version
     try:
         with Client(arguments.target, tls=_tls(arguments)) as asking:
-            read = instances.read_instances(arguments.examples)
+            if arguments.wait is not None:
+                asking.wait_available(model, version=version, timeout=arguments.wait)
+            signatures = asking.metadata(model, version=version, timeout=arguments.timeout)
+            read = instances.read_instances(arguments.examples, _writer(signatures, model))
             for instance in itertools.islice(read, arguments.limit):
                 # One user a request, as in serving; in a batch, users would pad one another.
                 outputs = asking.predict(
-                    arguments.model,
+                    model,
                     {"examples": [instance]},
                     signature=arguments.signature,
-                    version=arguments.version,
+                    version=version,
                     timeout=arguments.timeout,
                 )
                 print(json.dumps({name: _row(array) for name, array in outputs.items()}))
@@ -88,4 +117,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(program="python -m serving.client"))

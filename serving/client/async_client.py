@@ -41,6 +41,12 @@ class AsyncClient:
         """As `Client.wait_ready`."""
         await self._connection.wait_ready(timeout)
 
+    async def wait_available(
+        self, model: str, *, version: int | None = None, timeout: float = 30.0
+    ) -> None:
+        """As `Client.wait_available`."""
+        await self._connection.run(self._flows.wait_available(Model(model, version, timeout)))
+
     async def predict(
         self,
         model: str,

@@ -53,6 +53,17 @@ class Client:
         """Waits for a server to come up at the target; UNAVAILABLE if none does in time."""
         self._connection.wait_ready(timeout)
 
+    def wait_available(
+        self, model: str, *, version: int | None = None, timeout: float = 30.0
+    ) -> None:
+        """Waits for a server, and for a version of the model (any unless given) to be loaded.
+
+        Raises:
+          errors.ServingError: DEADLINE_EXCEEDED, not within `timeout` seconds, and in which state
+            its versions are.
+        """
+        self._connection.run(self._flows.wait_available(Model(model, version, timeout)))
+
     def predict(
         self,
         model: str,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -32,12 +33,13 @@ _EXTRA = {
 }
 """What an instance may hold beside its channels."""
 
-_KINDS: dict[str, tuple[tuple[type, ...], Callable, object]] = {
-    "string": ((str, bytes), lambda text: text, ""),
-    "int64": ((int,), int, -1),
-    "float32": ((float, int), float, float("nan")),
+_KINDS: dict[str, tuple[Callable[[Any], bool], Callable, object]] = {
+    "string": (lambda value: isinstance(value, str | bytes), lambda text: text, ""),
+    # JSON's writers make 3.0 of a whole number whose column has missing values.
+    "int64": (lambda value: isinstance(value, int | float) and value == value // 1, int, -1),
+    "float32": (lambda value: isinstance(value, float | int), float, float("nan")),
 }
-"""dtype -> the Python types it takes, how they are cast, and a missing value."""
+"""dtype -> whether it takes a value, how that is cast, and a missing value."""
 
 
 def feature_specs(signatures: Mapping[str, Signature], model: str) -> dict[str, TensorSpec]:
@@ -71,7 +73,8 @@ def typed_example(specs: Mapping[str, TensorSpec], features: Mapping[str, object
       specs: of `feature_specs`.
       features: name -> list or array: [L] for a sequence, [K] for candidates, a value for
         context; of lists where a channel has several values. None is a missing value; a feature
-        left out is missing altogether. Whole numbers do for a float feature.
+        left out is missing altogether. Whole numbers do for a float feature, and 3.0 for an
+        int feature.
 
     Raises:
       errors.ServingError: INVALID_ARGUMENT, naming the feature: an unknown name, a value of
@@ -136,7 +139,7 @@ def _group(name: str, value: object) -> list:
 
 
 def _values(name: str, values: Sequence[object], dtype: str) -> list:
-    types, cast, missing = _KINDS[dtype]
+    takes, cast, missing = _KINDS[dtype]
     written: list = []
     for value in values:
         if value is None:
@@ -144,7 +147,7 @@ def _values(name: str, values: Sequence[object], dtype: str) -> list:
             continue
         if isinstance(value, list | tuple):
             raise invalid(f"{name}: takes one value in each place, got the list {value!r:.40}")
-        if not isinstance(value, types):
+        if not takes(value):
             raise invalid(f"{name}: expected {dtype}, got {value!r:.40} ({type(value).__name__})")
         written.append(cast(value))
     return written

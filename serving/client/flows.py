@@ -13,7 +13,7 @@ from google.protobuf import message
 
 from serving import errors, protos, tensors
 from serving.client import rows
-from serving.client.exchange import Call, Flow, Retries, clear, exchange
+from serving.client.exchange import Call, Flow, Pause, Retries, clear, exchange
 from serving.client.features import feature_specs, typed_example
 from serving.client.signatures import Signature, read_signatures, typed_inputs
 
@@ -23,6 +23,13 @@ _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 _UNFIT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+_NOT_YET = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+"""What a server answers, or nobody does, of a model that may come yet."""
+_LOOK_SECONDS = 0.2
 _Pieces: TypeAlias = Sequence[Mapping[str, np.ndarray]]
 _SERVER = ("model server", "python -m serving.server --model_base_path=DIR")
 
@@ -104,6 +111,27 @@ class Flows:
             for s in response.model_version_status
         ]
 
+    def wait_available(self, model: Model) -> Flow[None]:
+        deadline = time.monotonic() + model.timeout
+        while True:
+            # A second at least, that the last look tells of the model and not of the time.
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                statuses = yield from self.status(dataclasses.replace(model, timeout=left))
+                if any(status.state == "AVAILABLE" for status in statuses):
+                    return
+                seen = ", ".join(map(_told, statuses))
+            except errors.ServingError as error:
+                if error.code not in _NOT_YET:
+                    raise
+                seen = error.message
+            if time.monotonic() + _LOOK_SECONDS >= deadline:
+                raise errors.ServingError(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"model {model.name!r} isn't available after {model.timeout:g} s: {seen}",
+                )
+            yield Pause(_LOOK_SECONDS)
+
     def _predict(
         self,
         model: Model,
@@ -165,3 +193,7 @@ class Flows:
             return (yield from exchange(calls, deadline, self._retries))
         except grpc.RpcError as error:
             raise clear(error, self._target, model.timeout, *_SERVER) from None
+
+
+def _told(status: VersionStatus) -> str:
+    return f"version {status.version} is {status.state}" + (status.error and f" ({status.error})")

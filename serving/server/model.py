@@ -121,13 +121,13 @@ class Model:
         while True:
             version = self._newest_available() if number is None else self._versions.get(number)
             if version is None:
-                raise not_found(self.name, number)
+                raise self._not_available(number)
             with version.use() as loaded:
                 if loaded is not None:
                     yield version.number, loaded
                     return
             if number is not None:
-                raise not_found(self.name, number)
+                raise self._not_available(number)
             # The newest was swapped for a newer one in between: ask again.
 
     def versions(self) -> list[Version]:
@@ -138,6 +138,19 @@ class Model:
         """Whether a version, or any if None, answers requests."""
         version = self._newest_available() if number is None else self._versions.get(number)
         return version is not None and version.state == State.AVAILABLE
+
+    def _not_available(self, number: int | None) -> errors.ServingError:
+        error = not_found(self.name, number)
+        loading = [
+            str(version.number)
+            for version in self.versions()
+            if version.state in (State.START, State.LOADING) and number in (None, version.number)
+        ]
+        if loading:
+            error = errors.ServingError(
+                error.code, f"{error.message} (version {', '.join(loading)} is still loading)"
+            )
+        return error
 
     def _newest_available(self) -> Version | None:
         return next((v for v in self.versions() if v.state == State.AVAILABLE), None)

@@ -51,3 +51,14 @@ def server(push, tmp_path_factory) -> LocalServer:
 def client(server) -> Client:
     with Client(server.target) as asking:
         yield asking
+
+
+@pytest.fixture(scope="session")
+def channels(tmp_path_factory) -> LocalServer:
+    """A server of `channel_model`, which tells what features a user has."""
+    from tests.serving import channel_model  # imports TensorFlow
+
+    base_path = tmp_path_factory.mktemp("channels")
+    channel_model.write(base_path / "1")
+    with local_server(base_path, "channels") as running:
+        yield running

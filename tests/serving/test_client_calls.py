@@ -46,10 +46,10 @@ def ask(request):
 
 
 @contextlib.contextmanager
-def failing_server(codes: list[grpc.StatusCode], credentials=None):
+def failing_server(codes: list[grpc.StatusCode], credentials=None, state: str = "AVAILABLE"):
     """A gRPC server whose GetModelStatus and DeleteUser fail with each code in turn, then answer.
 
-    Yields its address and the calls it got.
+    Its model is in `state`. Yields its address and the calls it got.
     """
     left, calls = list(codes), []
 
@@ -64,7 +64,7 @@ def failing_server(codes: list[grpc.StatusCode], credentials=None):
         return grpc.method_handlers_generic_handler(service, methods)
 
     status = protos.GetModelStatusResponse()
-    status.model_version_status.add(version=3, state=30)
+    status.model_version_status.add(version=3, state=state)
     deleted = protos.DeleteUserResponse(deleted=True)
     server = grpc.server(futures.ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers(
@@ -197,6 +197,26 @@ def test_waiting_for_a_server(ask):
         ask(target, "wait_ready", 20.0)
     with pytest.raises(ServingError, match="UNAVAILABLE: no server came up at 127.0.0.1:1 within"):
         ask("127.0.0.1:1", "wait_ready", 0.05)
+
+
+def test_waiting_for_a_model(ask):
+    codes = [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE]
+    options = {"retries": Retries(attempts=1)}
+    with failing_server(codes) as (target, calls):
+        ask(target, "wait_available", "m", timeout=20.0, options=options)
+        assert len(calls) == 3
+    late = "DEADLINE_EXCEEDED: model 'm' isn't available after 0.3 s: version 3 is LOADING"
+    with (
+        failing_server([], state="LOADING") as (target, _),
+        pytest.raises(ServingError, match=late),
+    ):
+        ask(target, "wait_available", "m", timeout=0.3)
+    with (
+        failing_server([grpc.StatusCode.INVALID_ARGUMENT]) as (target, calls),
+        pytest.raises(ServingError, match="INVALID_ARGUMENT: no"),
+    ):
+        ask(target, "wait_available", "m", timeout=20.0)
+    assert len(calls) == 1
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,12 @@
 """The client's command line."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 
 from serving.client import __main__ as command
 from tests.serving.users import USER, sigmoid
@@ -30,3 +34,51 @@ def test_command_line_errors_are_one_line(server, tmp_path, capsys):
     assert command.main(flags) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "127.0.0.1:1" in error and "Traceback" not in error
+
+
+def ask(server, folder: pathlib.Path, user: dict, *flags: str) -> int:
+    """One user of the model `channels`; the exit code."""
+    (folder / "users.jsonl").write_text(json.dumps(user))
+    common = ["--target", server.target, "--model", "channels"]
+    return command.main([*common, "--examples", str(folder / "users.jsonl"), *flags])
+
+
+def test_features_are_written_as_the_model_takes_them(channels, tmp_path, capsys):
+    user = {"sequence_item": [3.0, 4], "sequence_tag": [None, None], "candidate_price": [9]}
+    assert ask(channels, tmp_path, {**user, "context_age": 30}) == 0
+    assert json.loads(capsys.readouterr().out)["click"] == [9 + 30 + 7]
+    unknown = {"sequence_item": [None, None], "candidate_price": [None], "context_age": None}
+    assert ask(channels, tmp_path, unknown) == 0
+    assert json.loads(capsys.readouterr().out)["click"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ({"sequence_itm": [3]}, "no feature 'sequence_itm'; did you mean sequence_item"),
+        ({"sequence_item": [1.5]}, "sequence_item: expected int64, got 1.5 (float)"),
+    ],
+)
+def test_a_wrong_feature_is_one_line_with_its_place(channels, tmp_path, capsys, user, said):
+    assert ask(channels, tmp_path, user) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/users.jsonl, line 1: ") and said in error
+    assert error.count("\n") == 1
+
+
+def test_waiting_for_a_model(channels, tmp_path, capsys):
+    user = {"candidate_price": [1], "context_age": 1}
+    assert ask(channels, tmp_path, user, "--wait=20") == 0
+    assert ask(channels, tmp_path, user, "--wait=0.5", "--model=nobody") == 1
+    error = capsys.readouterr().err
+    assert "DEADLINE_EXCEEDED: model 'nobody' isn't available after 0.5 s: Could not find" in error
+
+
+def test_help_names_the_program_that_was_started():
+    script = "from serving.client.__main__ import main; main(['--help'])"
+    for command_line, name in (
+        (["-m", "serving.client", "--help"], "python -m serving.client"),
+        (["-c", f"import sys; sys.argv[0] = 'bin/universal-user-client'; {script}"], None),
+    ):
+        told = subprocess.run([sys.executable, *command_line], capture_output=True, text=True)
+        assert told.stdout.startswith(f"usage: {name or 'universal-user-client'} ")

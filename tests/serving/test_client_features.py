@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from serving.client import AsyncClient, Client, ServingError
 from serving.client.features import typed_example
 from serving.client.signatures import Signature, TensorSpec, typed_inputs
-from serving.local import local_server
 from serving.protos import Example
 
 USER = {
@@ -20,17 +19,6 @@ USER = {
     "candidate_price": [9, 12.5],
     "context_age": 30,
 }
-
-
-@pytest.fixture(scope="module")
-def channels(tmp_path_factory):
-    """A server of `channel_model`."""
-    from tests.serving import channel_model  # imports TensorFlow
-
-    base_path = tmp_path_factory.mktemp("channels")
-    channel_model.write(base_path / "1")
-    with local_server(base_path, "channels") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +47,11 @@ def test_score_many_pads_nobody(asking, channels):
     assert one["click"].tolist() == [48.0, 51.5]
 
 
+def test_whole_numbers_do_however_they_are_written(asking):
+    user = {**USER, "sequence_item": [3.0, 4.0], "candidate_price": [9], "context_age": 30}
+    assert asking.score("channels", user)["click"].tolist() == [48.0]
+
+
 def test_arrays_do_as_well_as_lists(asking):
     user = {
         **USER,
@@ -75,6 +68,8 @@ def test_arrays_do_as_well_as_lists(asking):
         ({"sequence_itm": [1]}, "no feature 'sequence_itm'; did you mean sequence_item"),
         ({"zzz": [1]}, "no feature 'zzz'; it has: candidate_price, context_age, sequence_item"),
         ({"sequence_item": [1.5, 2]}, "sequence_item: expected int64, got 1.5 (float)"),
+        ({"sequence_item": [float("nan"), 2]}, "sequence_item: expected int64, got nan (float)"),
+        ({"sequence_item": [float("inf"), 2]}, "sequence_item: expected int64, got inf (float)"),
         ({"sequence_item": ["a", "b"]}, "sequence_item: expected int64, got 'a' (str)"),
         ({"candidate_price": ["9"]}, "candidate_price: expected float32, got '9' (str)"),
         ({"sequence_tag": [["a"], [1]]}, "sequence_tag: expected string, got 1 (int)"),

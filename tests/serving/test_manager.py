@@ -139,6 +139,25 @@ def test_a_long_request_holds_up_no_loading(push, tmp_path):
     model.retire()
 
 
+def test_who_asks_too_early_is_told_that_the_model_is_loading(push, tmp_path, monkeypatch):
+    push(1.0, tmp_path, 1)
+    model, told = model_of(tmp_path), []
+
+    def loading(*_) -> None:
+        for number in (None, 1, 2):
+            with pytest.raises(ServingError) as refused, model.use(number):
+                pass
+            told.append(refused.value.message)
+
+    monkeypatch.setattr("serving.server.version.Servable", loading)
+    model.poll()
+    assert told == [
+        "Servable not found for request: Latest(m) (version 1 is still loading)",
+        "Servable not found for request: Specific(m, 1) (version 1 is still loading)",
+        "Servable not found for request: Specific(m, 2)",
+    ]
+
+
 def test_a_corrupt_version_beside_a_good_one(push, tmp_path):
     push(1.0, tmp_path, 1)
     corrupt(tmp_path / "2")
