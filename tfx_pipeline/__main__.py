@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import os
 import sys
 import types
+from typing import NoReturn
 
 from absl import flags
 
@@ -29,17 +31,36 @@ def main(argv: list[str]) -> int:
         return _refuse(f"no command {name!r}; there are: {', '.join(COMMANDS)}")
     # Imported only now, and a command imports TFX only when it runs: help and errors come at once.
     command = importlib.import_module(f"tfx_pipeline.commands.{name}")
-    if {"-h", "--help"} & set(arguments):
+    own, further = _parted(arguments)
+    if {"-h", "--help"} & set(own):
         print(_help(name, command))
         return 0
     try:
-        unknown = command.FLAGS([name, *arguments])[1:]
+        unknown = command.FLAGS([name, *own])[1:]
         if unknown:
             return _refuse(f"{name} takes only flags (--name=value), not {unknown[0]!r}")
+        if hasattr(command, "BECOMES"):
+            return _become(command.BECOMES, *command.arguments(command.FLAGS), *further)
+        if further:
+            return _refuse(f"{name} passes nothing on, so it takes nothing after `--`")
         flags.FLAGS(["tfx_pipeline"])  # libraries expect the global flags to be parsed
         return command.main(command.FLAGS)
+    except flags.UnrecognizedFlagError as error:
+        hint = f"; flags of {command.BECOMES} go after `--`" if hasattr(command, "BECOMES") else ""
+        return _refuse(f"{error}{hint}")
     except (flags.Error, SpecError, OutputError) as error:
         return _refuse(str(error))
+
+
+def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and what after it."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Replaces this process."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def _refuse(message: str) -> int:
@@ -56,10 +77,14 @@ def _overview() -> str:
 
 
 def _help(name: str, command: types.ModuleType) -> str:
-    lines = [f"usage: python -m tfx_pipeline {name} [--flag=value ...]", "", _doc(command), ""]
-    for flag in itertools.chain(*command.FLAGS.flags_by_module_dict().values()):
+    further = f" [-- flags of python -m {command.BECOMES}]" if hasattr(command, "BECOMES") else ""
+    usage = f"usage: python -m tfx_pipeline {name} [--flag=value ...]{further}"
+    lines = [usage, "", _doc(command), ""]
+    described = list(itertools.chain(*command.FLAGS.flags_by_module_dict().values()))
+    width = max(len(flag.name) for flag in described)
+    for flag in described:
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{flag.name:<12}{flag.help}{default}")
+        lines.append(f"  --{flag.name:<{width}}  {flag.help}{default}")
     return "\n".join(lines)
 
 

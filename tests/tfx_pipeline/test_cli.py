@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import yaml
 from data.simulator import simulator_spec
 from tests.data.small import small_spec
 from tests.repo.source_tree import ROOT
-from tfx_pipeline.__main__ import COMMANDS
+from tfx_pipeline.__main__ import COMMANDS, main
 
 _PROBE = (
     "import sys; from tfx_pipeline.__main__ import main; code = main(sys.argv[1:]);"
@@ -98,6 +99,8 @@ def test_a_bad_spec_is_one_message_at_once(tmp_path, change, said):
         (["run", "--output=/proc/nothing"], "--output=/proc/nothing: can't be written"),
         (["serve", "--output=nowhere"], "no pushed model; `run --output="),
         (["predict", "--output=nowhere"], "no pushed model; `run --output="),
+        (["serve", "--host=0.0.0.0"], "'host'; flags of serving.server go after `--`"),
+        (["run", "--", "--host=0.0.0.0"], "run passes nothing on, so it takes nothing after `--`"),
     ],
 )
 def test_a_wrong_call_is_one_line(tmp_path, arguments, said):
@@ -160,6 +163,31 @@ def test_help_names_every_command_and_flag_without_loading_tensorflow():
     assert "heavy: []" in overview.stdout
     flags = _run("run", "--help").stdout
     assert all(f"--{name} " in flags for name in ("spec", "data", "output", "users", "seed"))
+
+
+def test_help_keeps_flags_and_what_they_mean_apart():
+    told = _run("serve", "--help").stdout
+    assert "[-- flags of python -m serving.server]" in told
+    assert re.search(r"^  --rest_api_port  REST port", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("serve", "serving.server"), ("predict", "serving.client")]
+)
+def test_flags_after_two_dashes_go_on_to_what_a_command_becomes(
+    tmp_path, monkeypatch, command, module
+):
+    (tmp_path / "serving/shop/1").mkdir(parents=True)
+    examples = tmp_path / "pipeline/SequenceExampleGen/examples/1/Split-eval"
+    examples.mkdir(parents=True)
+    (examples / "a.gz").touch()
+    became = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: became.append(arguments))
+    main([command, f"--output={tmp_path}", "--model=shop", "--", "--host=0.0.0.0", "--help"])
+    ((_, *arguments),) = became
+    assert arguments[:2] == ["-m", module]
+    assert arguments[-2:] == ["--host=0.0.0.0", "--help"]
+    assert any(argument.endswith("shop") for argument in arguments)
 
 
 def test_simulate_writes_events_and_says_the_ceiling(tmp_path):
