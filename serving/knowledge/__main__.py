@@ -19,11 +19,22 @@ import os
 import signal
 import sys
 
+import grpc
+
 from serving import errors
 from serving.knowledge.center import lookup
-from serving.knowledge.location import open_store
+from serving.knowledge.location import is_missing, open_store
 from serving.knowledge.mapped_store import MappedStore
-from serving.knowledge.store import MAX_VERSIONS
+from serving.knowledge.store import MAX_VERSIONS, Store
+
+
+def _published(location: str) -> Store:
+    """A store to ask. Raises `ServingError` where there is none: mistyped, it isn't just empty."""
+    if is_missing(location):
+        raise errors.ServingError(
+            grpc.StatusCode.NOT_FOUND, f"--store={location}: no such directory; `publish` makes it"
+        )
+    return open_store(location)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -49,6 +60,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     # Before any thread is started, so that all inherit it and the signal waits for `sigwait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     store = open_store(arguments.store)
+    if is_missing(arguments.store):
+        logging.warning("--store=%s: no such directory yet; `publish` makes it", arguments.store)
     try:
         encryption = tls.load(arguments.ssl_config_file) if arguments.ssl_config_file else None
         running = Server(
@@ -74,8 +87,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _get(arguments: argparse.Namespace) -> int:
+    if not (arguments.user or arguments.item or arguments.category):
+        raise errors.invalid("nothing to look up: give --user, --item or --category")
     answer = lookup(
-        open_store(arguments.store),
+        _published(arguments.store),
         users=arguments.user,
         items=arguments.item,
         categories=arguments.category,
@@ -92,13 +107,13 @@ def _get(arguments: argparse.Namespace) -> int:
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    deleted = open_store(arguments.store).delete_user(arguments.user)
+    deleted = _published(arguments.store).delete_user(arguments.user)
     print("erased from every version" if deleted else "nothing was stored of this user")
     return 0
 
 
 def _versions(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments.store)
+    store = _published(arguments.store)
     for version in store.versions():
         print(version)
     damaged = store.damaged() if isinstance(store, MappedStore) else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from serving.knowledge.mapped_store import MappedStore
 from serving.knowledge.store import MAX_VERSIONS, Store
 
@@ -15,8 +17,17 @@ def open_store(location: str, *, keep: int = MAX_VERSIONS, dtype: str = "float32
     Raises:
       errors.ServingError: INVALID_ARGUMENT.
     """
-    if "://" in location:
+    if _is_address(location):
         from serving.knowledge.redis_store import RedisStore  # only who uses Redis needs its client
 
         return RedisStore(location, keep=keep, dtype=dtype)
     return MappedStore(location, keep=keep, dtype=dtype)
+
+
+def is_missing(location: str) -> bool:
+    """Whether it is a directory that no `publish` has made yet."""
+    return not _is_address(location) and not os.path.exists(location)
+
+
+def _is_address(location: str) -> bool:
+    return "://" in location

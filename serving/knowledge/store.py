@@ -41,10 +41,14 @@ class Knowledge:
             version has none.
         """
         for kind in (USER, ITEM):
-            if kind not in self.vectors or not self.vectors[kind].shape[1]:
+            if kind not in self.vectors:
                 raise failed_precondition(
-                    f"K_u ⊙ K_i needs user and item vectors, and version {self.version} was not"
-                    f" asked for, or doesn't have, {kind} vectors"
+                    f"the product K_u ⊙ K_i needs users and items; no {kind}s were asked for"
+                )
+            if not self.vectors[kind].shape[1]:
+                raise failed_precondition(
+                    f"the product K_u ⊙ K_i needs user and item vectors, and version"
+                    f" {self.version} has no {kind} vectors: publish an export with {kind}_id too"
                 )
         return self.vectors[USER] * self.vectors[ITEM]
 

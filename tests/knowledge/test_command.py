@@ -117,3 +117,20 @@ def test_versions_names_a_damaged_one(tmp_path, capsys):
     (store / "3" / "user.vectors").write_bytes(b"1")
     assert command.main(["versions", f"--store={store}"]) == 1
     assert "error: version 3: DATA_LOSS: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["get", "--user=a"], ["delete", "--user=a"], ["versions"]], ids=lambda a: a[0]
+)
+def test_a_mistyped_store_is_one_clear_line(tmp_path, capsys, arguments):
+    name, *flags = arguments
+    assert command.main([name, f"--store={tmp_path}/typo", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"--store={tmp_path}/typo: no such directory; `publish` makes it" in error
+    assert not (tmp_path / "typo").exists()
+
+
+def test_get_without_keys_says_what_to_give(tmp_path, capsys):
+    assert command.main(["get", f"--store={tmp_path}"]) == 1
+    assert "nothing to look up: give --user, --item or --category" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_a_batch_of_quadruples(client):
         ({"users": ["\ud800"]}, "INVALID_ARGUMENT", "text with a UTF-8 form"),
         ({"users": [7]}, "INVALID_ARGUMENT", "text with a UTF-8 form"),
         ({"users": ["u"] * 65_537}, "INVALID_ARGUMENT", "at most 65536"),
-        ({"users": ["u1"], "product": True}, "FAILED_PRECONDITION", "item vectors"),
+        ({"users": ["u1"], "product": True}, "FAILED_PRECONDITION", "no items were asked for"),
     ],
 )
 def test_errors_have_a_code_and_one_message(client, arguments, code, text):
@@ -265,7 +265,7 @@ def test_an_ssl_config_that_is_none_is_one_clear_error(location, tmp_path):
     )  # fmt: skip
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith(f"error: --ssl_config_file: {tmp_path}/ssl.config: server_key and")
+    assert last.startswith(f"error: --ssl_config_file: {tmp_path}/ssl.config: server_key: PEM")
 
 
 def test_a_taken_port_is_one_clear_error(location):

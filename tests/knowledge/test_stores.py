@@ -153,7 +153,8 @@ def test_a_kind_the_version_lacks_is_missing_and_has_no_product(new_store):
     answer = lookup(store, users=["u"], items=["i"], categories=["c"])
     assert answer.vectors["item"].shape == (1, 0)
     assert not answer.found["item"] and not answer.found["user_category"]
-    with _failure(grpc.StatusCode.FAILED_PRECONDITION, "item vectors"):
+    lacking = "version 1 has no item vectors: publish an export with item_id too"
+    with _failure(grpc.StatusCode.FAILED_PRECONDITION, lacking):
         answer.concatenated()
 
 
