@@ -13,6 +13,8 @@ from google.protobuf import message
 from serving import protos
 from serving.rpc.config_file import ConfigError, read
 
+_PEM = "-----BEGIN "
+
 
 class Tls(NamedTuple):
     """What the ports need.
@@ -35,9 +37,21 @@ def load(path: str) -> Tls:
     """
     config = read(path, protos.SSLConfig)
     try:
+        for field in ("server_key", "server_cert", "custom_ca"):
+            _check_pem(field, getattr(config, field))
         return Tls(_context(config), _credentials(config))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_pem(field: str, text: str) -> None:
+    if not text and field != "custom_ca":
+        raise ConfigError(f"{field} is missing")
+    if text and _PEM not in text:
+        raise ConfigError(
+            f"{field}: PEM text expected, not a path; put the file's text here on one line, with"
+            f' \\n for its line ends: "{_PEM}…"'
+        )
 
 
 def _context(config: message.Message) -> ssl.SSLContext:

@@ -64,7 +64,8 @@ def _check_platform(entry: message.Message, models: Models) -> None:
     if not platform:
         raise invalid(
             "Illegal setting neither ModelServerConfig::model_type (deprecated)"
-            f" nor ModelServerConfig::model_platform. (model {entry.name})"
+            f" nor ModelServerConfig::model_platform. (model {entry.name}: it needs"
+            f' model_platform: "{PLATFORM}")'
         )
     if platform == PLATFORM:
         return

@@ -92,7 +92,8 @@ def _check_names(i: int, item: object, dtypes: Mapping[str, int]) -> None:
     if len(item) != len(dtypes):
         raise invalid(
             f"Failed to process element: {i} of 'instances' list. JSON object: {show(item)}"
-            f" must only have keys: {','.join(sorted(dtypes))}"
+            f" must only have keys: {','.join(sorted(dtypes))}, and all of them; missing:"
+            f" {','.join(sorted(dtypes.keys() - item.keys()))}"
         )
 
 

@@ -92,9 +92,20 @@ def test_files_and_flags_that_dont_fit_are_one_clear_error(tmp_path):
         monitoring="prometheus_config { enable: true }",
     )
     refuse(
-        f"{tmp_path}/ssl: server_key and server_cert",
+        f"{tmp_path}/ssl: server_key: PEM text expected, not a path; put the file's text here",
         f"--ssl_config_file={tmp_path}/ssl",
-        ssl='server_key: "k" server_cert: "c"',
+        ssl='server_key: "/etc/key.pem" server_cert: "/etc/cert.pem"',
+    )
+    begin = "-----BEGIN PRIVATE KEY-----"
+    refuse(
+        f"{tmp_path}/ssl: server_cert is missing",
+        f"--ssl_config_file={tmp_path}/ssl",
+        ssl=f'server_key: "{begin}"',
+    )
+    refuse(
+        f"{tmp_path}/ssl: server_key and server_cert: ",
+        f"--ssl_config_file={tmp_path}/ssl",
+        ssl=f'server_key: "{begin}" server_cert: "{begin}"',
     )
 
 

@@ -336,7 +336,7 @@ def test_labels_for_versions_to_come(push, tmp_path):
         ("", "Only ModelConfigList is currently supported"),
         ("custom_model_config {}", "Only ModelConfigList is currently supported"),
         ("A A", "Illegal to list model a multiple times in config list"),
-        ('config { name: "a" base_path: "/a" }', "Illegal setting neither ModelServerConfig::mod"),
+        ('config { name: "a" base_path: "/a" }', 'it needs model_platform: "tensorflow"'),
         (
             'config { name: "a" base_path: "/a" model_platform: "caffe" }',
             "Illegal to change a model's platform. For model a platform was tensorflow and new"

@@ -166,7 +166,7 @@ BAD_REQUESTS = [
     (
         {**ADD, "instances": [{"x": 1, "y": 1}, {"x": 1}]},
         "Failed to process element: 1 of 'instances' list. JSON object: {\"x\": 1}"
-        " must only have keys: x,y",
+        " must only have keys: x,y, and all of them; missing: y",
     ),
     (
         {**ADD, "instances": [{"x": 1, "y": 1}, {"x": 1, "y": [2]}]},
