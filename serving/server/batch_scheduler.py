@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import math
@@ -16,6 +17,9 @@ from serving import errors
 from serving.server.batching import Parameters
 
 Process = Callable[[Any, Sequence[Any]], Iterable[Any]]
+
+BATCH_ROWS = tuple(2**i for i in range(13))
+"""Upper bounds of the rows that batches are counted by: 1 to 4,096."""
 
 
 def expired() -> errors.ServingError:
@@ -51,6 +55,8 @@ class BatchScheduler:
 
     Attributes:
       queued_rows: rows of the requests that wait.
+      batches: how many ran of each size: up to BATCH_ROWS, and above the last of it.
+      batched_rows: rows of all of them.
     """
 
     def __init__(self, parameters: Parameters, process: Process):
@@ -67,6 +73,8 @@ class BatchScheduler:
         self._free = parameters.num_batch_threads
         self._queue: collections.deque[_Task] = collections.deque()
         self.queued_rows = 0
+        self.batches = [0] * (len(BATCH_ROWS) + 1)
+        self.batched_rows = 0
         self._gathering: dict[Hashable, _Task] = {}  # leaders waiting for company, by group
 
     def run(self, group: Hashable, request: object, rows: int, deadline: float = math.inf) -> Any:
@@ -151,10 +159,16 @@ class BatchScheduler:
         finally:
             with self._lock:
                 self._free += 1
+                self._count(batch)
                 if self._queue:
                     self._promote()
             for task in batch[1:]:
                 task.wake.release()
+
+    def _count(self, batch: Sequence[_Task]) -> None:
+        rows = sum(task.rows for task in batch)
+        self.batches[bisect.bisect_left(BATCH_ROWS, rows)] += 1
+        self.batched_rows += rows
 
     def _gather(self, leader: _Task) -> None:
         _acquire(leader.full, min(leader.deadline, time.monotonic() + self._timeout))

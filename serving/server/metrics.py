@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import grpc
 import prometheus_client
 from prometheus_client import core
 
+from serving.server.batch_scheduler import BATCH_ROWS
 from serving.server.models import Models
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -16,6 +18,8 @@ DEFAULT_PATH = "/monitoring/prometheus/metrics"
 
 _LATENCY_BUCKETS = tuple(250 * 2**i for i in range(16))
 """Microseconds: 250 µs to 8 s."""
+
+_BATCH_BUCKETS = (*(str(float(rows)) for rows in BATCH_ROWS), "+Inf")
 
 prometheus_client.disable_created_metrics()
 
@@ -89,13 +93,26 @@ class _ModelsCollector:
         misses = core.CounterMetricFamily(
             "serving_user_cache_misses", "Rows whose user had to be encoded.", labels=labels
         )
+        queued = core.GaugeMetricFamily(
+            "serving_queued_rows", "Rows that wait for a batch.", labels=labels
+        )
+        batches = core.HistogramMetricFamily(
+            "serving_batch_rows", "Rows of the batches that ran.", labels=labels
+        )
         for model in self._models:
             for version in model.versions():
                 values = (model.name, str(version.number))
                 with version.use() as servable:
-                    if servable is not None:
-                        available.add_metric(values, 1)
-                    if servable is not None and servable.users:
+                    if servable is None:
+                        continue
+                    available.add_metric(values, 1)
+                    if servable.users:
                         hits.add_metric(values, servable.users.hits)
                         misses.add_metric(values, servable.users.misses)
-        yield from (available, hits, misses)
+                    if scheduler := servable.scheduler:
+                        queued.add_metric(values, scheduler.queued_rows)
+                        buckets = zip(
+                            _BATCH_BUCKETS, itertools.accumulate(scheduler.batches), strict=True
+                        )
+                        batches.add_metric(values, list(buckets), scheduler.batched_rows)
+        yield from (available, hits, misses, queued, batches)

@@ -52,6 +52,7 @@ class Servable:
       options: what it was loaded with.
       signatures: signature name -> SignatureDef.
       mergings: how requests are merged, for the signatures where they may be.
+      scheduler: merges them; None if requests run each by itself.
       users: the embeddings of users seen lately; None if the model doesn't offer them.
     """
 
@@ -86,7 +87,7 @@ class Servable:
         }
         mergings = {**assumed, **declared.batching}
         self.mergings = {name: found for name, found in mergings.items() if found is not None}
-        self._scheduler = None
+        self.scheduler = None
         if self.options.batching:
             if names := sorted(self.mergings.keys() & assumed.keys()):
                 logging.info(
@@ -95,7 +96,7 @@ class Servable:
                     ", ".join(names),
                     contract.FILE,
                 )
-            self._scheduler = batch_scheduler.BatchScheduler(self.options.batching, self._process)
+            self.scheduler = batch_scheduler.BatchScheduler(self.options.batching, self._process)
         self.users = None
         if declared.users and self.options.user_cache_size:
             self.users = user_cache.UserCache(
@@ -141,11 +142,11 @@ class Servable:
         if deadline <= time.monotonic():
             raise batch_scheduler.expired()
         merges = self.mergings.get(signature)
-        if self._scheduler and merges:
+        if self.scheduler and merges:
             shapes = merging.shapes_of(inputs, merges)
             if shapes is not None:
                 group = merging.Group(signature, tuple(outputs), shapes)
-                return self._scheduler.run(group, inputs, merging.num_rows(inputs), deadline)
+                return self.scheduler.run(group, inputs, merging.num_rows(inputs), deadline)
         return self._model.run(signature, [inputs], outputs)
 
     def _process(

@@ -12,7 +12,7 @@ import pytest
 
 from serving import protos
 from serving.errors import ServingError
-from serving.server.batch_scheduler import BatchScheduler
+from serving.server.batch_scheduler import BATCH_ROWS, BatchScheduler
 from serving.server.batching import Parameters
 
 
@@ -94,6 +94,16 @@ def test_a_request_larger_than_a_batch_runs_alone():
     futures = [busy.queue(1, rows=9), busy.queue(2)]
     assert busy.finish(futures) == [2, 4]
     assert busy.process.batches == [[0], [1], [2]]
+
+
+def test_batches_are_counted_by_their_rows():
+    busy = Busy(max_batch_size=4)
+    busy.finish([busy.queue(1, rows=2), busy.queue(2)])
+    busy.scheduler.run("a", 3, 5000)
+    assert busy.process.batches == [[0], [1, 2], [3]]
+    counted = dict(zip((*BATCH_ROWS, math.inf), busy.scheduler.batches, strict=True))
+    assert {bound: count for bound, count in counted.items() if count} == {1: 1, 4: 1, math.inf: 1}
+    assert busy.scheduler.batched_rows == 1 + 3 + 5000
 
 
 def test_a_full_queue_sheds_load():

@@ -131,6 +131,23 @@ def test_metrics_count_by_what_is_served_not_by_what_is_asked(server, client):
     assert re.search(rb"^# TYPE :tensorflow:serving:request_latency histogram$", answer.body, re.M)
 
 
+def test_metrics_of_batches(server, client):
+    def found(name: str, *labels: str) -> float:
+        page = ask(f"{server.rest_url}/monitoring/prometheus/metrics").body
+        return samples(page)[(f"serving_{name}", *labels)]
+
+    def counted() -> list[float]:
+        bounds = ("2.0", "4.0", "+Inf")
+        rows = [found("batch_rows_bucket", bound, "users", "7") for bound in bounds]
+        return [*rows, *(found(f"batch_rows_{of}", "users", "7") for of in ("count", "sum"))]
+
+    before = counted()
+    client.predict("users", {"x": [1.0] * 3, "y": [1.0] * 3}, signature="add")
+    gained = [after - count for after, count in zip(counted(), before, strict=True)]
+    assert gained == [0, 1, 1, 1, 3]
+    assert found("queued_rows", "users", "7") == 0
+
+
 def test_metrics_of_the_user_cache(server, client):
     def hits_and_misses() -> tuple[float, float]:
         found = samples(ask(f"{server.rest_url}/monitoring/prometheus/metrics").body)
