@@ -1,0 +1,105 @@
+"""Metrics of a binary task over users that are drawn again and again: the bootstrap's inside.
+
+A resample takes every target of a user as often as the user is drawn; drawing each user once gives
+the metrics themselves, so a figure and its uncertainty come from one piece of code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from modules.metrics.gauc import auc_per_group
+from modules.metrics.recall_at_precision import best_recall, threshold_ends
+
+PRECISIONS = (0.85, 0.5)
+"""Of SuperMoE Table 4."""
+_CHUNK = 2**21
+"""Resampled targets looked at together: larger ones gain nothing and cost memory."""
+_EPSILON = 1e-7
+
+
+def recall_name(precision: float) -> str:
+    return f"recall@p{100 * precision:.0f}"
+
+
+METRICS = ("auc", "gauc", "log_loss", *(recall_name(p) for p in PRECISIONS))
+LOWER_IS_BETTER = frozenset({"log_loss"})
+
+
+def measure(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """Every one of `METRICS` over targets as they are; arguments as of `resampled`."""
+    once = np.ones((1, int(user.max(initial=-1)) + 1), np.int32)
+    return {name: float(v[0]) for name, v in resampled(user, label, score, once).items()}
+
+
+def resampled(
+    user: np.ndarray, label: np.ndarray, score: np.ndarray, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every one of `METRICS` in R resamples of the users.
+
+    Args:
+      user: int64 [N], in [0, U); label: [N], 1 or 0; score: [N], a probability.
+      counts: int32 [R, U], how often each user is drawn.
+
+    Returns:
+      float64 [R] of each; NaN where a resample doesn't define it (a class is missing, or for GAUC
+      no user has both).
+    """
+    order = np.argsort(-score, kind="stable")
+    ends = threshold_ends(score[order])
+    above = list(_counts_above(user[order], label[order] > 0, ends, counts))
+    found = {"auc": np.concatenate([_area(*both) for both in above])}
+    found["gauc"] = _gauc(user, label, score, counts)
+    p = np.clip(score.astype(np.float64), _EPSILON, 1 - _EPSILON)
+    loss = -np.log(np.where(label > 0, p, 1 - p))
+    found["log_loss"] = _mean(user, loss, np.ones(len(user)), counts)
+    for precision in PRECISIONS:
+        parts = [best_recall(*both, precision) for both in above]
+        found[recall_name(precision)] = np.concatenate(parts)
+    return found
+
+
+def _counts_above(
+    user: np.ndarray, positive: np.ndarray, ends: np.ndarray, counts: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """True and false positives above each threshold, int64 [r, T], some resamples at a time."""
+    step = max(1, _CHUNK // max(1, len(user)))
+    for start in range(0, len(counts), step):
+        drawn = counts[start : start + step][:, user]
+        yield (
+            np.cumsum(drawn * positive, axis=1)[:, ends],
+            np.cumsum(drawn * ~positive, axis=1)[:, ends],
+        )
+
+
+def _area(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
+    """AUC: the area below the points, ties on a slope between two."""
+    rise = np.diff(true_positives, axis=1, prepend=0)
+    run = np.diff(false_positives, axis=1, prepend=0)
+    twice = (run * (2 * true_positives - rise)).sum(axis=1)
+    if not true_positives.shape[1]:
+        return np.full(len(twice), np.nan)
+    pairs = true_positives[:, -1] * false_positives[:, -1]
+    return _divided(twice / 2, pairs)
+
+
+def _gauc(user: np.ndarray, label: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    auc, size = auc_per_group(user, label, score)
+    present = np.unique(user)
+    counted = ~np.isnan(auc)
+    return _mean(present[counted], (auc * size)[counted], size[counted], counts)
+
+
+def _mean(
+    user: np.ndarray, total: np.ndarray, number: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Σ totals / Σ numbers over the users drawn."""
+    num_users = counts.shape[1]
+    totals = counts @ np.bincount(user, total, num_users)
+    return _divided(totals, counts @ np.bincount(user, number, num_users))
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
