@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from data import spec as spec_lib
+from modules.embeddings import stacked
 from modules.embeddings.table import PAD, EmbeddingTable
 from modules.layers.feature_projection import FeatureProjection
 
@@ -47,10 +48,10 @@ def numpy_eq_4(layer, tables, features):
     concatenated = np.concatenate(
         [
             rows["item"][features["sequence_item"].numpy()],
+            rows["item"][features["sequence_other"].numpy()],  # of one width: side by side
             rows["tag"][ids].sum(-2) / count,
             np.nan_to_num(amount)[..., None],
             np.isnan(amount)[..., None],
-            rows["item"][features["sequence_other"].numpy()],
         ],
         axis=-1,
     )
@@ -88,7 +89,9 @@ def test_missing_is_told_from_zero():
     assert np.abs(layer(zero) - layer(missing)).max() > 1e-2
 
 
-def test_tables_belong_to_the_caller_and_get_sparse_finite_gradients():
+@pytest.mark.parametrize("max_rows", [0, 1_024])
+def test_tables_belong_to_the_caller_and_get_finite_gradients(monkeypatch, max_rows):
+    monkeypatch.setattr(stacked, "MAX_ROWS", max_rows)
     layer, tables, features = make(dropout=0.2)
     layer(features)
     assert len(layer.trainable_variables) == 4  # kernel, bias, scale, offset
@@ -97,12 +100,94 @@ def test_tables_belong_to_the_caller_and_get_sparse_finite_gradients():
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.sin(layer(features, training=True)))
     gradients = tape.gradient(loss, sources)
-    assert all(isinstance(g, tf.IndexedSlices) for g in gradients[-2:])
+    # A large table's gradient must not be as large; a small one's may.
+    assert isinstance(gradients[-2], tf.Tensor if max_rows else tf.IndexedSlices)
+    assert isinstance(gradients[-1], tf.IndexedSlices)
     for g in map(tf.convert_to_tensor, gradients):
         assert np.isfinite(g).all() and g.numpy().any()
     used = {2, 3, 4, 5, 19}
     moved = tf.convert_to_tensor(gradients[-2]).numpy().any(axis=1)
     assert set(np.flatnonzero(moved)) == used
+
+
+def many_channels(count):
+    """Ids of two widths, some sharing a table, and numbers, in turns; and their features."""
+    channels, tables, features = [], {}, {}
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        name, dim = f"c{i}", (4, 6)[i % 2]
+        if i % 5 == 4:
+            channels.append(spec_lib.DenseChannel(name=name, scope="sequence", kind="dense"))
+            values = rng.normal(size=(2, 7)).astype(np.float32)
+            values[rng.random((2, 7)) < 0.3] = NAN
+        else:
+            table = f"t{i - 10 if i % 10 == 3 and i > 10 else i}"
+            tables.setdefault(table, EmbeddingTable(5 + i, dim, table))
+            channels.append(spec_lib.IdChannel(name=name, scope="sequence", kind="id", table=table))
+            values = rng.integers(PAD, tables[table].num_rows, (2, 7))
+        features[f"sequence_{name}"] = tf.constant(values)
+    return channels, tables, features
+
+
+def widths(channels, tables):
+    return [2 if c.kind == "dense" else tables[c.table_name].dim for c in channels]
+
+
+def test_channels_computed_at_once_are_what_each_alone_is(monkeypatch):
+    """Against one lookup a channel: outputs, and gradients of kernel and tables."""
+    channels, tables, features = many_channels(25)
+    found, kernels = [], []
+    for max_rows in (1_024, 0):
+        monkeypatch.setattr(stacked, "MAX_ROWS", max_rows)
+        layer = FeatureProjection(channels, tables, D)
+        layer(features)
+        # Which channel, and dense values apart from their absence, each row of the kernel reads.
+        number = {c.feature: i for i, c in enumerate(channels)}
+        reads = []
+        for group in layer._groups:
+            if group[0].kind == "dense":
+                reads += [(number[c.feature], part) for part in (0, 1) for c in group]
+            else:
+                reads += [
+                    (number[c.feature], k) for c in group for k in range(tables[c.table_name].dim)
+                ]
+        order = np.array(sorted(range(len(reads)), key=reads.__getitem__))
+        assert len(reads) == len(set(reads)) == sum(widths(channels, tables))
+        if not kernels:
+            kernels.append(layer.projection.kernel.numpy()[order])
+        else:
+            assert len(layer._groups) > 15  # each alone, but for the dense ones
+            kernel = np.empty_like(kernels[0])
+            kernel[order] = kernels[0]
+            layer.projection.kernel.assign(kernel)
+        with tf.GradientTape() as tape:
+            y = layer(features)
+            loss = tf.reduce_sum(tf.sin(y))
+        sources = [layer.projection.kernel, *(t.rows for t in tables.values())]
+        of_kernel, *of_tables = map(tf.convert_to_tensor, tape.gradient(loss, sources))
+        found.append([y.numpy(), of_kernel.numpy()[order], *(g.numpy() for g in of_tables)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_has_no_operation_per_channel():
+    def operations(count):
+        channels, tables, features = many_channels(count)
+        layer = FeatureProjection(channels, tables, D)
+        layer(features)
+
+        @tf.function(autograph=False)
+        def train(features):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.sin(layer(features)))
+            return tape.gradient(loss, [t.rows for t in tables.values()])
+
+        graph = train.get_concrete_function(features).graph
+        # What a table comes in and its gradient goes out by.
+        plumbing = {"Placeholder", "ReadVariableOp", "Identity", "Const"}
+        return sorted(op.type for op in graph.get_operations() if op.type not in plumbing)
+
+    assert operations(150) == operations(50)
 
 
 def test_checkpoint_holds_a_shared_table_once(tmp_path):
