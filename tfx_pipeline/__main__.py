@@ -16,7 +16,18 @@ from data.spec import SpecError
 from tfx_pipeline import environment
 from tfx_pipeline.layout import OutputError
 
-COMMANDS = ("run", "simulate", "report", "serve", "predict", "embed", "launch", "manifests", "plan")
+COMMANDS = (
+    "run",
+    "simulate",
+    "report",
+    "compare",
+    "serve",
+    "predict",
+    "embed",
+    "launch",
+    "manifests",
+    "plan",
+)
 _USAGE_ERROR = 2
 
 

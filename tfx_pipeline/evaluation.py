@@ -7,8 +7,8 @@ windows together. Everything after (slices, metrics, thresholds, blessing) is TF
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -29,7 +29,9 @@ _INSTANCES_PER_CALL = 64
 """Instances a model scores at once: small, as each is padded to the longest."""
 
 
-class _Task(NamedTuple):
+class EvalTask(NamedTuple):
+    """What is read and predicted of a task."""
+
     name: str
     multiclass: bool
     oracle: bool
@@ -62,9 +64,9 @@ def custom_extractors(
     ]
 
 
-def _task_of(spec: tfma.MetricsSpec) -> _Task:
+def _task_of(spec: tfma.MetricsSpec) -> EvalTask:
     classes = {metric.class_name for metric in spec.metrics}
-    return _Task(
+    return EvalTask(
         spec.output_names[0],
         multiclass=tfma_metrics.MulticlassMetrics.__name__ in classes,
         oracle=any(f'"{tfma_metrics.ORACLE}"' in metric.config for metric in spec.metrics),
@@ -72,7 +74,7 @@ def _task_of(spec: tfma.MetricsSpec) -> _Task:
 
 
 class _ScoreTargets(beam.PTransform):
-    def __init__(self, models: list, tasks: list[_Task], edges: list[int]):
+    def __init__(self, models: list, tasks: list[EvalTask], edges: list[int]):
         super().__init__()
         self._models = {m.model_name: m.model_path for m in models}
         self._tasks, self._edges = tasks, edges
@@ -101,7 +103,7 @@ def _blocks(shard: tuple[int, Iterable[TargetRows]], edges: list[int]) -> Iterat
 class _Score(beam.DoFn):
     """Arrow batch of instances -> (shard of the user, `TargetRows` with every prediction)."""
 
-    def __init__(self, models: dict[str, str], tasks: list[_Task]):
+    def __init__(self, models: dict[str, str], tasks: list[EvalTask]):
         self._models, self._tasks = models, tasks
         self._shared = {name: shared.Shared() for name in models}
         self._targets = beam.metrics.Metrics.counter("evaluation", "targets")
@@ -115,32 +117,46 @@ class _Score(beam.DoFn):
 
     def process(self, extracts: tfma.Extracts) -> Iterator[tuple[int, TargetRows]]:
         batch = extracts[tfma.ARROW_RECORD_BATCH_KEY]
-        counts, is_eval = _eval_targets(batch)
-        instance = np.repeat(np.arange(batch.num_rows), counts)[is_eval]
-        values = {}
-        for task in self._tasks:
-            values[target_rows.label(task.name)] = _per_target(batch, f"label_{task.name}", counts)[
-                is_eval
-            ]
-            if task.oracle:
-                values[target_rows.oracle(task.name)] = _per_target(
-                    batch, f"oracle_{task.name}", counts
-                )[is_eval]
-        serialized = batch[tfma.ARROW_INPUT_COLUMN].flatten().to_numpy(zero_copy_only=False)
-        for model, loaded in self._loaded.items():
-            scores = _predict(loaded.signatures["serving_default"], serialized, counts, self._tasks)
-            for task in self._tasks:
-                column = target_rows.prediction(task.name, model)
-                values[column] = scores[task.name][is_eval]
-        user = tf.strings.to_hash_bucket_fast(_scalar(batch, "user_id"), 2**63 - 1).numpy()
-        rows = TargetRows(user[instance], _scalar(batch, "user_activity")[instance], values)
-
-        labels = [values[target_rows.label(task.name)] for task in self._tasks]
-        rows = rows.take(~np.isnan(labels).all(axis=0))
+        rows, _ = score_targets(batch, self._loaded, self._tasks)
         self._targets.inc(len(rows.user))
         shards = rows.user % _NUM_SHARDS
         for shard in np.unique(shards):
             yield int(shard), rows.take(shards == shard)
+
+
+def score_targets(
+    batch: pa.RecordBatch, models: Mapping[str, Any], tasks: Sequence[EvalTask]
+) -> tuple[TargetRows, np.ndarray]:
+    """The evaluation targets that have a label, with every model's predictions.
+
+    Args:
+      batch: instances, and in `tfma.ARROW_INPUT_COLUMN` each one serialized.
+      models: loaded SavedModels by name.
+
+    Returns:
+      N targets, and which instance of the batch each belongs to, int64 [N].
+    """
+    counts, is_eval = _eval_targets(batch)
+    instance = np.repeat(np.arange(batch.num_rows), counts)[is_eval]
+    values = {}
+    for task in tasks:
+        values[target_rows.label(task.name)] = _per_target(batch, f"label_{task.name}", counts)[
+            is_eval
+        ]
+        if task.oracle:
+            values[target_rows.oracle(task.name)] = _per_target(
+                batch, f"oracle_{task.name}", counts
+            )[is_eval]
+    serialized = batch[tfma.ARROW_INPUT_COLUMN].flatten().to_numpy(zero_copy_only=False)
+    for model, loaded in models.items():
+        scores = _predict(loaded.signatures["serving_default"], serialized, counts, tasks)
+        for task in tasks:
+            values[target_rows.prediction(task.name, model)] = scores[task.name][is_eval]
+    user = tf.strings.to_hash_bucket_fast(_scalar(batch, "user_id"), 2**63 - 1).numpy()
+    rows = TargetRows(user[instance], _scalar(batch, "user_activity")[instance], values)
+    labels = [values[target_rows.label(task.name)] for task in tasks]
+    labelled = ~np.isnan(labels).all(axis=0)
+    return rows.take(labelled), instance[labelled]
 
 
 def _eval_targets(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +194,7 @@ def _predict(
     signature: tf.types.experimental.ConcreteFunction,
     serialized: np.ndarray,
     counts: np.ndarray,
-    tasks: list[_Task],
+    tasks: Sequence[EvalTask],
 ) -> dict[str, np.ndarray]:
     """Every task's prediction for every target, float32 [sum(counts)] (or [..., classes])."""
     # Like sized instances together: little padding.
@@ -197,7 +213,7 @@ def _predict(
     return {name: np.concatenate(parts)[places] for name, parts in flat.items()}
 
 
-def _flatten(task: _Task, output: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _flatten(task: EvalTask, output: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """[b, K(, C)] without padding, or [b(, C)] repeated for each target, as [sum(counts)(, C)]."""
     axes = output.ndim - task.multiclass
     if axes == 1:

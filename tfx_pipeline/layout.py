@@ -63,6 +63,11 @@ class Layout:
         return self.output / "report.html"
 
     @property
+    def comparison(self) -> pathlib.Path:
+        """One folder a model that was compared, in it one a training."""
+        return self.output / "comparison"
+
+    @property
     def log(self) -> pathlib.Path:
         return self.output / "logs" / "run.log"
 

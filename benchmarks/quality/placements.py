@@ -24,9 +24,11 @@ from absl import app, flags, logging  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.quality.pretraining import train  # noqa: E402
+import benchmarks.quality.pretraining  # noqa: E402,F401  --run, --seeds, --epochs
 from data.spec import Spec, parse_spec  # noqa: E402
-from tfx_pipeline.layout import Layout  # noqa: E402
+from tfx_pipeline.comparison.finished_run import finished_run  # noqa: E402
+from tfx_pipeline.comparison.training import train  # noqa: E402
+from tfx_pipeline.layout import output_of  # noqa: E402
 
 _LARGE_FROM = 256
 _CLUSTERS = {
@@ -44,14 +46,13 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")
-    run = pathlib.Path(flags.FLAGS.run)
-    spec = parse_spec(json.loads(Layout(run).spec.read_text()))
+    run = finished_run(output_of(flags.FLAGS.run))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in flags.FLAGS.placements}
     for seed in map(int, flags.FLAGS.seeds):
         for name in results:
             started = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                one = train(run, of_seed(spec, seed), pathlib.Path(folder), _CLUSTERS[name])
+                one = train(run, of_seed(run.spec, seed), pathlib.Path(folder), _CLUSTERS[name])
             results[name].append(one)
             seconds = time.monotonic() - started
             print(f"seed {seed}, {name}, {seconds:.0f} s: {json.dumps(one)}", flush=True)

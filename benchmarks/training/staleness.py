@@ -26,11 +26,11 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks.quality.placements import of_seed  # noqa: E402
-from benchmarks.quality.pretraining import train  # noqa: E402
 from benchmarks.training.contestant import Turn, in_turns  # noqa: E402
 from benchmarks.training.far import far_contestants  # noqa: E402
-from data.spec import parse_spec  # noqa: E402
-from tfx_pipeline.layout import Layout  # noqa: E402
+from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run  # noqa: E402
+from tfx_pipeline.comparison.training import train  # noqa: E402
+from tfx_pipeline.layout import output_of  # noqa: E402
 
 _BOUNDS = flags.DEFINE_list("staleness", ["0", "1", "4", "16"], "Bounds to compare.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each bound for its speed.", lower_bound=1)
@@ -38,9 +38,9 @@ _STEPS = 150
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 
 
-def quality(run: pathlib.Path, bound: int, seed: int) -> dict[str, float]:
+def quality(run: FinishedRun, bound: int, seed: int) -> dict[str, float]:
     """AUC of every binary task after fine-tuning."""
-    spec = of_seed(parse_spec(json.loads(Layout(run).spec.read_text())), seed)
+    spec = of_seed(run.spec, seed)
     cluster: dict[str, Any] = {
         "placement": "hybrid",
         "processes": {"ps": 2},
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")
-    run = pathlib.Path(flags.FLAGS.run)
+    run = finished_run(output_of(flags.FLAGS.run))
     bounds = [int(bound) for bound in _BOUNDS.value]
     load = [os.getloadavg()]
     turns = speeds(bounds)

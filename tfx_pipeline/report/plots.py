@@ -45,6 +45,7 @@ _STYLE = {
     "text.parse_math": False,  # A name may hold dollars.
 }
 _MODELS = {CANDIDATE: ("this model", "-"), BASELINE: ("last blessed", "--")}
+_MARKERS = "os^Dv"
 _LABELLED_CELLS = 12
 """Heat maps write a number into each cell up to this many columns."""
 _ids = itertools.count()
@@ -165,6 +166,29 @@ def durations(nodes: Sequence[tuple[str, float]]) -> str:
         axes.set(xlabel="wall time (s)")
 
     return _svg("Time of each pipeline node", draw, 0.9 + 0.27 * len(nodes), width=6.4)
+
+
+def quality_against_cost(
+    models: Sequence[tuple[str, Sequence[float], Sequence[float]]], ylabel: str
+) -> str:
+    """A point a model, (name, CPU seconds of each seed, quality of each); bars span the seeds."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, seconds, quality) in enumerate(models):
+            x, y = sum(seconds) / len(seconds), sum(quality) / len(quality)
+            axes.errorbar(
+                x,
+                y,
+                yerr=[[y - min(quality)], [max(quality) - y]],
+                fmt=_MARKERS[i // len(_COLOURS) % len(_MARKERS)],
+                capsize=3,
+                label=name,
+            )
+        axes.set(xlabel="CPU seconds of a training", ylabel=ylabel)
+        axes.margins(0.15)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return _svg(f"{ylabel} against cost", draw, width=6.4)
 
 
 def _curves(evaluation: Evaluation, task: str) -> list[tuple[str, str, Curves, str]]:

@@ -64,6 +64,7 @@ class Blueprint:
     """Attributes:
     weights: in the order in which they are made.
     experts: of an MoE-FFN, of which a token goes through one.
+    tuned: parameters that the phase's loss has a gradient for, large tables' rows all counted.
     gradients: bytes of each that is as large as its weight.
     step_bytes: of all tensors of a step that are there at once, gradients included.
     distinct: rows of each large table that one batch reads, and pushes a gradient for.
@@ -72,6 +73,7 @@ class Blueprint:
     phase: PhaseName
     weights: tuple[Weight, ...]
     experts: int
+    tuned: int
     gradients: tuple[int, ...]
     step_bytes: int
     distinct: dict[str, int]
@@ -98,17 +100,26 @@ def draw(
         step = Step(module, loss, phase_of(spec, name), 1)
         of_step = len(recorder.variables)
         LocalTables(step.large, phase_of(spec, name).table_optimizer, own_ids=own_ids)
-        _, lives, gradients = trace(loss, batch, list(module.trainable_variables))
+        trainable = list(module.trainable_variables)
+        _, lives, gradients = trace(loss, batch, trainable)
     localized = with_empty_rows(full, spec, rows)
     dense = tuple(
         weight.shape.num_elements() * weight.dtype.size
-        for weight, gradient in zip(module.trainable_variables, gradients, strict=True)
+        for weight, gradient in zip(trainable, gradients, strict=True)
         if isinstance(gradient, tf.Tensor)
     )
+    reached = [
+        weight.shape.num_elements()
+        for weight, gradient in zip(trainable, gradients, strict=True)
+        if gradient is not None
+    ]
+    weights = _classified(recorder, module, of_model, of_step)
+    rows_of_large = [w.elements for w in weights if w.kind == "large table" and w.beside is None]
     return Blueprint(
         phase=name,
-        weights=_classified(recorder, module, of_model, of_step),
+        weights=weights,
         experts=spec.model.num_experts,
+        tuned=sum(reached) + sum(rows_of_large),
         gradients=dense,
         step_bytes=max(most_at_once(spec, name, rows, full, lives), _WITH_CLIPPED * sum(dense)),
         distinct={

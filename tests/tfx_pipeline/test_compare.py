@@ -1,0 +1,373 @@
+"""`compare`: which models, that each is trained once and alike, and what the page says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+
+import html5lib
+import numpy as np
+import pyarrow as pa
+import pytest
+from absl import flags
+
+from data.spec import SpecError
+from modules.metrics.auc import auc
+from modules.models.architectures import ARCHITECTURES
+from tests.data.small import small_spec
+from tests.modules.transformed import Transformed, two_phase_spec
+from tests.tfx_pipeline.test_cli import _run
+from tfx_pipeline.comparison import cost, tables, training, trials
+from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
+from tfx_pipeline.comparison.trials import Outcome, Trial
+from tfx_pipeline.comparison.variants import parse_variants, seeded
+from tfx_pipeline.layout import Layout
+from tfx_pipeline.report.comparison import Comparison, write_html, write_markdown
+
+BASE = two_phase_spec()
+
+
+def variants(text, epochs=None, is_pretrained=lambda _: True, base=BASE):
+    return parse_variants(text, base, epochs or {}, is_pretrained)
+
+
+def test_a_model_is_a_word_or_named_changes_of_the_spec():
+    found = variants(
+        "supermoe, bert,wide=model.hidden_dim:32,model.tower_dims:[8,4],heavy=tasks.click.weight:3"
+    )
+    assert [v.name for v in found] == ["supermoe", "bert", "wide", "heavy"]
+    assert [v.spec.model.architecture for v in found] == [
+        "supermoe",
+        "bert",
+        "supermoe",
+        "supermoe",
+    ]
+    assert found[2].spec.model.hidden_dim == 32 and found[2].spec.model.tower_dims == (8, 4)
+    assert {t.name: t.weight for t in found[3].spec.tasks}["click"] == 3.0
+    assert found[0].spec == BASE
+
+
+def test_a_list_of_names_keeps_those_tasks():
+    (only,) = variants("only=tasks:[vip,click]")
+    assert [task.name for task in only.spec.tasks] == ["click", "vip"]
+    assert only.spec.tasks == tuple(t for t in BASE.tasks if t.name in ("click", "vip"))
+
+
+def test_all_get_the_same_budget_and_seeds_change_nothing_else():
+    one, two = variants("a=model.num_experts:3,b=training.seed:9", {"pretrain": 2, "finetune": 5})
+    for variant in (one, two):
+        spec = seeded(variant, 7)
+        assert spec.training.seed == 7
+        assert (spec.training.pretrain.epochs, spec.training.finetune.epochs) == (2, 5)
+    assert seeded(one, 7).model_dump(exclude={"model"}) == seeded(two, 7).model_dump(
+        exclude={"model"}
+    )
+
+
+def test_what_has_no_pretraining_is_fine_tuned_alone():
+    (variant,) = variants("bert", is_pretrained=lambda word: word != "bert")
+    assert variant.spec.training.pretrain.epochs == 0
+    with pytest.raises(flags.Error, match="bert has no pre-training"):
+        variants(
+            "x=model.architecture:bert,training.pretrain.epochs:2",
+            is_pretrained=lambda word: word != "bert",
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nope", "--models: nope: .*\n.*model.architecture: .*'supermoe'"),
+        ("x=model.num_expert:8", "--models: x: .*\n.*model.num_expert: unknown key"),
+        ("x=modle.num_experts:8", "modle: unknown key"),
+        ("x=tasks.nope.weight:2", "tasks.nope.weight: no key of one of: click, stars"),
+        ("x=tasks:[nope]", r"\['nope'\]: a list of names"),
+        ("x=model.hidden_dim:31", "hidden_dim 31 is not a multiple"),
+        ("x=model.hidden_dim", "isn't `key:value`"),
+        ("model.hidden_dim:32", "follows no `name=`"),
+        ("supermoe,supermoe", "'supermoe' is there twice"),
+        ("X!=model.hidden_dim:32", "'X!' is no name"),
+        ("", "give at least one"),
+        ("x=sequence.window:30", "x changes 'sequence', which the run's instances were made with"),
+        ("x=channels.item.rows:30", "x changes 'channels'"),
+        ("x=tasks.click.label:buy", "x changes 'tasks'"),
+        ("x=name:other", "x changes 'name'"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_anything_is_trained(text, said):
+    with pytest.raises((flags.Error, SpecError), match=re.compile(said)):
+        variants(text)
+
+
+def test_without_a_run_the_command_says_how_to_make_one(tmp_path):
+    asked = _run("compare", f"--run={tmp_path}/none")
+    assert asked.returncode == 2 and "heavy: []" in asked.stdout
+    assert asked.stderr.strip() == (
+        f"error: --run={tmp_path}/none: no run here; `python -m tfx_pipeline run"
+        f" --output={tmp_path}/none` makes one (of the simulator)"
+    )
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/spec.json").write_text(BASE.model_dump_json())
+    with pytest.raises(flags.Error, match="its run has no SequenceExampleGen/examples yet"):
+        finished_run(Layout(tmp_path / "half"))
+
+
+# What the tables say, of made-up predictions -------------------------------------------------
+
+RNG = np.random.default_rng(0)
+USERS = np.repeat(np.arange(60), 8)
+LABELS = (RNG.random(480) < 0.4).astype(np.float32)
+NOISE = RNG.random((4, 480))
+
+
+def made_up(trial: Trial) -> pa.Table:
+    """`good` mostly knows click's label, `twin` says the same as `base`; `only` lacks vip."""
+    known = {"good": 0.6, "base": 0.15, "twin": 0.15, "only": 0.15}[trial.model]
+    parts = []
+    for task in trial.spec.tasks:
+        score = known * LABELS + (1 - known) * NOISE[trial.seed]
+        if task.name == "vip":
+            score = NOISE[2 + trial.seed]
+        columns = {
+            "user_id": pa.array([f"u{u}" for u in USERS]),
+            "activity": pa.array(USERS),
+            "task": pa.array([task.name] * len(USERS)),
+            "label": pa.array(LABELS),
+            "score": pa.array(score.astype(np.float32)),
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def trials_of(*models, seeds=(0, 1)):
+    both = small_spec(tasks=[{"name": n, "label": n} for n in ("buy", "vip")])
+    one = small_spec(tasks=[{"name": "buy", "label": "buy"}])
+    return [Trial(m, s, one if m == "only" else both, None) for s in seeds for m in models]
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return tables.Scores(trials_of("base", "good", "twin", "only"), made_up)
+
+
+def cells(scores, metric, reference="base"):
+    (table,) = [t for t in tables.quality_tables(scores, reference) if t.title == metric]
+    return {row[0].text: dict(zip(table.header[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def test_a_cell_is_the_mean_and_deviation_over_seeds(scores):
+    expected = [auc(LABELS, 0.6 * LABELS + 0.4 * NOISE[seed]) for seed in (0, 1)]
+    good = cells(scores, "AUC")["good"]["buy"]
+    assert good.text == f"{np.mean(expected):.4f} ± {np.std(expected, ddof=1):.4f} **"
+    assert good.best and not cells(scores, "AUC")["base"]["buy"].best
+    means = [(auc(LABELS, 0.6 * LABELS + 0.4 * NOISE[s]) + auc(LABELS, NOISE[2 + s])) / 2
+             for s in (0, 1)]  # fmt: skip
+    assert cells(scores, "AUC")["good"]["mean"].text.startswith(f"{np.mean(means):.4f} ±")
+
+
+def test_equal_predictions_are_never_marked_and_share_the_best(scores):
+    for metric in ("AUC", "GAUC", "Log loss (nats)", "Recall at precision 50%"):
+        twin, base = cells(scores, metric)["twin"], cells(scores, metric)["base"]
+        assert all("*" not in cell.text for cell in twin.values())
+        assert [c.text for c in twin.values()] == [c.text for c in base.values()]
+    same = [cells(scores, "AUC")[m]["vip"] for m in ("base", "good", "twin")]
+    assert all(cell.best and "*" not in cell.text for cell in same)
+
+
+def test_the_reference_is_never_marked_and_others_are_against_it(scores):
+    found = cells(scores, "AUC", reference="good")
+    assert "*" not in found["good"]["buy"].text
+    assert found["base"]["buy"].text.endswith("**")
+
+
+def test_lower_log_loss_is_better(scores):
+    assert cells(scores, "Log loss (nats)")["good"]["buy"].best
+
+
+def test_a_model_without_a_task_has_no_mean(scores):
+    only = cells(scores, "AUC")["only"]
+    assert only["vip"].text == only["mean"].text == "–"
+    assert only["buy"].text == cells(scores, "AUC")["base"]["buy"].text
+
+
+def test_other_targets_are_refused():
+    def fewer(trial):
+        table = made_up(trial)
+        return table.slice(1) if trial.model == "good" else table
+
+    with pytest.raises(ValueError, match="evaluation targets of 'buy' aren't the other models'"):
+        tables.Scores([dataclasses.replace(t, folder="there") for t in trials_of("base", "good")],
+                      fewer)  # fmt: skip
+
+
+OUTCOME = Outcome(
+    steps={"pretrain": 30, "finetune": 70},
+    cpu_seconds=100.0,
+    seconds_a_step=0.01,
+    total=1000,
+    active=400,
+    tuned=50,
+    commit="c0ffee",
+    machine="2 cores",
+    date="2026-01-01 00:00 UTC",
+)
+
+
+def test_the_budget_is_said_as_it_was():
+    alone = dataclasses.replace(OUTCOME, steps={"finetune": 70})
+    assert tables.budget({"a": [OUTCOME], "b": [OUTCOME]}) == (
+        "pretrain: 30 steps each · finetune: 70 steps each"
+    )
+    assert tables.budget({"a": [OUTCOME], "b": [alone]}) == (
+        "pretrain steps: a 30; b none · finetune: 70 steps each"
+    )
+    slow = dataclasses.replace(OUTCOME, cpu_seconds=140.0)
+    (row,) = tables.cost_table(["a"], {"a": [OUTCOME, slow]}).rows
+    said = [cell.text for cell in row]
+    assert said == ["a", "1,000", "400", "50", "5.0", "30", "70", "120 ± 28", "10.0 ± 0.0"]
+
+
+def test_the_page_is_valid_html_and_markdown_with_every_cell(scores, tmp_path):
+    nasty = "<b>|*x_1*"
+    page = Comparison(
+        "Two models",
+        [("command", nasty)],
+        tables.quality_tables(scores, "base"),
+        [],
+        tables.notes("base"),
+    )  # fmt: skip
+    write_html(tmp_path / "page.html", page)
+    write_markdown(tmp_path / "page.md", page, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    html5lib.HTMLParser(strict=True).parse(html)
+    markdown = (tmp_path / "page.md").read_text()
+    assert r"\<b>\|\*x\_1\*" in markdown
+    for table in page.tables:
+        for row in table.rows:
+            assert all(cell.text in html for cell in row)
+            assert all(cell.text.replace("*", r"\*") in markdown for cell in row)
+    widths = {
+        line.replace(r"\|", "").count("|") for line in markdown.splitlines() if "| buy" in line
+    }
+    assert widths <= {3, 4, 5}
+
+
+# Real trainings, tiny ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> FinishedRun:
+    folder = tmp_path_factory.mktemp("run")
+    Transformed(folder, BASE)
+    return FinishedRun(BASE, folder / "raw", folder / "transformed", folder / "graph")
+
+
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """Of a killed and a going-on call: the trials, and which phases ran in each call."""
+    found = variants("supermoe,wide=model.ffn_dim:24,plain=training.pretrain.epochs:0",
+                     {"pretrain": 1, "finetune": 1})  # fmt: skip
+    every = trials.plan(found, [0, 1], run, tmp_path_factory.mktemp("comparison"))
+    every = [t for t in every if t.seed == 0 or t.model == "supermoe"]
+    calls = [[], []]
+    phases = {p.NAME: p.run_fn for p in (training.pretrain, training.finetune)}
+
+    def recorded(call, name, dies):
+        def run_fn(fn_args):
+            calls[call].append(name)
+            if name == dies:
+                raise KeyboardInterrupt  # nothing of ours catches it, as nothing does a kill
+            phases[name](fn_args)
+
+        return types.SimpleNamespace(NAME=name, run_fn=run_fn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for call, dies in enumerate(("finetune", None)):
+            for name in phases:
+                patch.setattr(training, name, recorded(call, name, dies))
+            for trial in every:
+                if trial.finished:
+                    continue
+                try:
+                    trials.carry_out(trial, run)
+                except KeyboardInterrupt:
+                    assert not trial.finished
+                    break
+    return every, calls
+
+
+@pytest.mark.slow
+def test_a_restart_goes_on_where_it_was_stopped(trained):
+    every, (first, second) = trained
+    assert first == ["pretrain", "finetune"]
+    assert second[0] == "finetune"  # the pre-training before it isn't done again
+    assert second.count("pretrain") == 2 and second.count("finetune") == len(every) == 4
+    assert all(trial.finished for trial in every)
+
+
+@pytest.mark.slow
+def test_all_have_the_same_budget_and_targets(trained):
+    every, _ = trained
+    steps = [trials.outcome_of(trial).steps for trial in every]
+    assert steps[0] == steps[1] == steps[3] and set(steps[0]) == {"pretrain", "finetune"}
+    assert steps[2] == {"finetune": steps[0]["finetune"]}
+    known = [trials.predictions_of(t).drop(["score"]) for t in every]
+    assert all(table == known[0] for table in known)
+    scores = [trials.predictions_of(trial)["score"].to_numpy() for trial in every]
+    assert all(np.isfinite(s).all() for s in scores)
+    assert not np.allclose(scores[0], scores[3])  # another seed is another training
+
+
+@pytest.mark.slow
+def test_its_auc_is_the_one_that_training_saw(trained):
+    """Two ways: the module on padded batches of Transform's files, the SavedModel on raw ones."""
+    every, _ = trained
+    for trial in every[:2]:
+        last = (training.model_of(trial.folder) / "history.jsonl").read_text().splitlines()[-1]
+        table = trials.predictions_of(trial).to_pandas()
+        for task in ("click", "vip"):
+            of_task = table[table.task == task]
+            found = auc(of_task.label.to_numpy(), of_task.score.to_numpy())
+            assert found == pytest.approx(json.loads(last)[f"val/{task}/auc"], abs=1e-6)
+        stars = table[table.task == "stars"]
+        assert set(stars.label) == {0.0, 1.0, 2.0} and stars.score.between(0, 1).all()
+
+
+@pytest.mark.slow
+def test_outcomes_say_what_it_took(trained):
+    every, _ = trained
+    small, wide, plain = (trials.outcome_of(trial) for trial in every[:3])
+    assert wide.total > small.total == plain.total
+    assert small.active < wide.active < wide.total
+    assert 0 < small.tuned <= small.total
+    assert all(o.cpu_seconds > 0 and o.seconds_a_step > 0 for o in (small, wide, plain))
+
+
+@pytest.mark.slow
+def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
+    every, _ = trained
+    folder = every[0].folder.parents[1]
+    (model,) = variants("supermoe", {"pretrain": 1, "finetune": 1})
+    assert trials.plan([model], [0], run, folder)[0].finished
+    (longer,) = variants("supermoe", {"pretrain": 1, "finetune": 2})
+    assert not trials.plan([longer], [0], run, folder)[0].finished
+    monkeypatch.setattr(trials.fingerprint, "of_code", lambda *_: "edited")
+    assert not trials.plan([model], [0], run, folder)[0].finished
+
+
+def test_cpu_seconds_go_on_after_a_kill(tmp_path):
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps({"cpu_seconds": 1000.0}))
+    with cost.Meter(path) as meter:
+        sum(i * i for i in range(100_000))
+    assert 1000.0 < meter.cpu_seconds < 1010.0
+    assert 1000.0 < json.loads(path.read_text())["cpu_seconds"] <= meter.cpu_seconds
+
+
+def test_every_architecture_can_be_asked_for():
+    for word in ARCHITECTURES:
+        has = ARCHITECTURES[word].pretraining is not None
+        (variant,) = variants(word, is_pretrained=lambda _, has=has: has)
+        assert bool(variant.spec.training.pretrain.epochs) == has

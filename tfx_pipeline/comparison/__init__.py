@@ -1,0 +1,10 @@
+"""Models side by side, on the instances of one finished run: `python -m tfx_pipeline compare`.
+
+- `variants.py`: which models, as overrides of the run's spec.
+- `finished_run.py`: what is read of the run.
+- `training.py`: one model's training, through the Trainers' own entry points.
+- `predictions.py`: its predictions of the evaluation targets, kept as Parquet.
+- `cost.py`: what it took.
+- `trials.py`: all of them, each once; a restart goes on.
+- `tables.py`: what the page says: means over seeds, significance, cost.
+"""

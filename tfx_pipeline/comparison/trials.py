@@ -1,0 +1,112 @@
+"""Every model with every seed, each trained, asked and kept once, in a folder of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import tf_keras as keras
+
+from data.spec import Spec
+from tfx_pipeline import fingerprint
+from tfx_pipeline.comparison import cost, predictions, training
+from tfx_pipeline.comparison.finished_run import FinishedRun
+from tfx_pipeline.comparison.provenance import provenance
+from tfx_pipeline.comparison.variants import Variant, seeded
+
+_CODE = (
+    "data/spec.py",
+    "data/schema.py",
+    "modules",
+    "tfx_pipeline/comparison/training.py",
+    "tfx_pipeline/comparison/predictions.py",
+    "tfx_pipeline/evaluation.py",
+)
+_OUTCOME, _PREDICTIONS, _CPU = "outcome.json", "predictions.parquet", "cpu.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training: a model from one seed. Its folder's name changes with spec, data and code."""
+
+    model: str
+    seed: int
+    spec: Spec
+    folder: pathlib.Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / _OUTCOME).exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a trial came to.
+
+    Attributes:
+      steps: of each phase.
+      cpu_seconds: of this process while it trained, evaluations for its curves included.
+      seconds_a_step: of fine-tuning, wall time.
+      total, active, tuned: parameters (`cost.Size`).
+      commit, machine, date: of `provenance`.
+    """
+
+    steps: dict[str, int]
+    cpu_seconds: float
+    seconds_a_step: float
+    total: int
+    active: int
+    tuned: int
+    commit: str
+    machine: str
+    date: str
+
+
+def plan(
+    variants: Sequence[Variant], seeds: Sequence[int], run: FinishedRun, folder: pathlib.Path
+) -> list[Trial]:
+    """All trials, seed by seed, so that what is finished early compares already."""
+    about = [fingerprint.of_code(*_CODE), str(run.instances), str(run.transform_graph)]
+    found = []
+    for seed in seeds:
+        for variant in variants:
+            spec = seeded(variant, seed)
+            key = hashlib.sha256(json.dumps([spec.fingerprint(), *about]).encode()).hexdigest()
+            place = folder / variant.name / f"seed-{seed}-{key[:12]}"
+            found.append(Trial(variant.name, seed, spec, place))
+    return found
+
+
+def carry_out(trial: Trial, run: FinishedRun) -> None:
+    """Trains, predicts and keeps; where an earlier call was killed, it goes on."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    with cost.Meter(trial.folder / _CPU) as meter:
+        training.train(run, trial.spec, trial.folder)
+    found = predictions.predict(training.model_of(trial.folder), run.instances, trial.spec)
+    predictions.write(found, trial.folder / _PREDICTIONS)
+    outcome: dict[str, Any] = {
+        "steps": cost.steps_of(trial.folder),
+        "cpu_seconds": meter.cpu_seconds,
+        "seconds_a_step": cost.seconds_a_step(trial.folder),
+        **dataclasses.asdict(cost.size_of(trial.spec, run.transform_graph)),
+        **provenance(),
+    }
+    partial = trial.folder / f"{_OUTCOME}.new"
+    partial.write_text(json.dumps(outcome, indent=1))
+    partial.replace(trial.folder / _OUTCOME)  # only now it is finished
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    return Outcome(**json.loads((trial.folder / _OUTCOME).read_text()))
+
+
+def predictions_of(trial: Trial) -> pa.Table:
+    return predictions.read(trial.folder / _PREDICTIONS)
