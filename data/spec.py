@@ -248,7 +248,7 @@ class Split(_Strict):
 class Model(_Strict):
     """Which model, and its sizes (DESIGN §4.4)."""
 
-    architecture: Literal["supermoe", "bert"] = "supermoe"
+    architecture: Literal["supermoe", "bert", "aetn", "nextitnet"] = "supermoe"
     """What `modules/models/architectures.py` puts together."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
@@ -258,6 +258,10 @@ class Model(_Strict):
     num_attention_experts: Annotated[int, pydantic.Field(ge=1)] = 2
     """Experts of the q, k and v projections (eq. 5)."""
     ffn_dim: Annotated[int, pydantic.Field(ge=1)] = 128
+    dilations: Annotated[
+        tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1)
+    ] = (1, 2, 4, 8)
+    """nextitnet: of its convolutions, two a block, repeated from the first (PeterRec §4.1)."""
     capacity_factor: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """Tokens an expert takes, as a multiple of its even share; null drops none."""
     load_balance_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
@@ -295,16 +299,37 @@ class Phase(_Strict):
 
 
 class Pretraining(Phase):
+    objective: Literal["masked_channels", "next_event"] = "masked_channels"
+    """What is predicted of the MCP channels: masked values (SuperMoE eq. 1-2, PeterRec eq. 2), or
+    those of each event from the events before it (PeterRec eq. 1)."""
     mask_rate: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2
     """Probability that a value of an MCP channel is masked (and predicted)."""
     whole_event_share: Fraction = 0.3
     """Of the masked values, the share whose event loses all its MCP channels at once."""
 
 
+class Adapters(_Strict):
+    """Model patches in the encoder's blocks (PeterRec §3.3, eq. 10)."""
+
+    bottleneck_dim: Annotated[int, pydantic.Field(ge=1)]
+    """Of each patch; the paper's is hidden_dim / 8."""
+    insertion: Literal["serial", "serial_after", "parallel", "parallel_after"] = "serial"
+    """PeterRec's Figure 3 (b), (c), (d), (e): behind a layer or beside it; `_after` its
+    normalisation and activation, which only nextitnet's layers have behind them."""
+
+
+class Finetuning(Phase):
+    tune: Literal["all", "adapters", "classifier", "last_1", "last_2"] = "all"
+    """What is trained beside the tasks' heads, the rest frozen (PeterRec §4.1): FineAll, PeterRec,
+    FineCLS, and FineLast of the encoder's last one or two layers."""
+    adapters: Adapters | None = None
+    """Goes with `tune: adapters`."""
+
+
 class Training(_Strict):
     seed: int = 0
     pretrain: Pretraining = Pretraining()
-    finetune: Phase = Phase()
+    finetune: Finetuning = Finetuning()
 
 
 class Validation(_Strict):
@@ -505,13 +530,48 @@ class Spec(_Strict):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _tuning_is_possible(self) -> Spec:
+        finetune, model = self.training.finetune, self.model
+        adapters = finetune.adapters
+        if (finetune.tune == "adapters") != (adapters is not None):
+            raise ValueError("training.finetune: 'tune: adapters' and 'adapters' go together")
+        if finetune.tune not in ("all", "classifier") and model.architecture not in LAYERED:
+            raise ValueError(
+                f"training.finetune: 'tune: {finetune.tune}' needs an encoder in layers: one of"
+                f" {', '.join(sorted(LAYERED))}, not {model.architecture}"
+            )
+        if adapters is None:
+            return self
+        if adapters.insertion.endswith("_after") and model.architecture != "nextitnet":
+            raise ValueError(
+                f"training.finetune.adapters: 'insertion: {adapters.insertion}' goes with"
+                f" nextitnet; {model.architecture} takes serial or parallel"
+            )
+        if adapters.bottleneck_dim >= model.hidden_dim:
+            raise ValueError(
+                f"training.finetune.adapters: bottleneck_dim {adapters.bottleneck_dim} is no"
+                f" bottleneck: model.hidden_dim is {model.hidden_dim}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _phases_are_possible(self) -> Spec:
         pretrain, finetune = self.training.pretrain, self.training.finetune
         if not pretrain.epochs:
             return self
+        if pretrain.objective == "next_event" and self.sequence.targets != "causal":
+            raise ValueError(
+                "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"
+                " encoder that sees later events has nothing to predict"
+            )
+        if pretrain.objective == "next_event" and self.model.architecture == "aetn":
+            raise ValueError(
+                "training.pretrain: aetn is a denoising autoencoder: it takes 'objective:"
+                " masked_channels'"
+            )
         if not self.mcp_channels:
             raise ValueError(
-                "training: pre-training predicts masked channels, and no channel has"
+                "training: pre-training predicts channels, and no channel has"
                 " 'mask_prediction: true'; mark the important sequence channels, or skip the"
                 " phase with 'training.pretrain.epochs: 0'"
             )
@@ -522,6 +582,9 @@ class Spec(_Strict):
             )
         return self
 
+
+LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
+"""Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
 
 _TABLE_SETTINGS = (
     "kind",

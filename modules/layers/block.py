@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from modules.layers.adapter import Patch, unpatched
 from modules.layers.moe_attention import MoEMultiHeadAttention
 from modules.layers.moe_ffn import MoEAux, MoEFeedForward
 from modules.layers.norm import layer_norm
@@ -19,7 +20,15 @@ class MoETransformerBlock(keras.layers.Layer):
 
     Args: as in `MoEMultiHeadAttention` and `MoEFeedForward`; `num_experts` is of the
       feed-forward layers, `num_attention_experts` of the q, k and v projections.
+
+    Attributes:
+      insertions: places of patches, as in `TransformerBlock`.
     """
+
+    insertions = {
+        "serial": ("attention", "ffn_0", "ffn_1"),
+        "parallel": ("attention", "ffn_0", "ffn_1"),
+    }
 
     def __init__(
         self,
@@ -61,18 +70,21 @@ class MoETransformerBlock(keras.layers.Layer):
         mask_BL: tf.Tensor,
         causal: bool = False,
         training: bool = False,
+        patch: Patch = unpatched,
     ) -> tuple[tf.Tensor, tuple[MoEAux, MoEAux]]:
         """float [B, L, D], bool [B, L] -> [B, L, D] and the report of each feed-forward layer.
 
         Padding positions carry values no other position depends on.
         """
-        attended = self.attention(
-            self.attention_norm(x_BLD), mask_BL, causal=causal, training=training
-        )
-        x_BLD += self.dropout(attended, training=training)
+        given_BLD = self.attention_norm(x_BLD)
+        y_BLD = self.attention(given_BLD, mask_BL, causal=causal, training=training)
+        y_BLD = patch(y_BLD, given_BLD, place="attention")
+        x_BLD += self.dropout(y_BLD, training=training)
         auxes = []
-        for norm, ffn in zip(self.ffn_norms, self.ffns, strict=True):
-            y_BLD, aux = ffn(norm(x_BLD), mask_BL, training=training)
+        for i, (norm, ffn) in enumerate(zip(self.ffn_norms, self.ffns, strict=True)):
+            given_BLD = norm(x_BLD)
+            y_BLD, aux = ffn(given_BLD, mask_BL, training=training)
+            y_BLD = patch(y_BLD, given_BLD, place=f"ffn_{i}")
             x_BLD += self.dropout(y_BLD, training=training)
             auxes.append(aux)
         return x_BLD, tuple(auxes)

@@ -117,6 +117,12 @@ def last(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.reduce_any(mask_BL, 1, keepdims=True), newest_BD, tf.zeros([], h_BLD.dtype))
 
 
+def ends(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+    """The first position plus the newest visible one (PeterRec eq. 6), [B, D]."""
+    return h_BLD[:, 0] + last(h_BLD, mask_BL)
+
+
 MAX = Pooling(max_pool, running_max)
 MEAN = Pooling(mean_pool, running_mean)
 LAST = Pooling(last, lambda h_BLD, mask_BL: h_BLD)
+ENDS = Pooling(ends, lambda h_BLD, mask_BL: h_BLD[:, :1] + h_BLD)

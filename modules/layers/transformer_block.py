@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from modules.layers.adapter import Patch, unpatched
 from modules.layers.moe_attention import MoEMultiHeadAttention
 from modules.layers.norm import layer_norm
 
@@ -21,7 +22,13 @@ class TransformerBlock(keras.layers.Layer):
       num_heads: of the attention.
       ffn_dim: hidden units of the feed-forward layer.
       dropout: rate, of both residuals.
+
+    Attributes:
+      insertions: places of patches, by insertion: behind a residual's layer (Houlsby et al. 2019)
+        or beside it (He et al. 2022).
     """
+
+    insertions = {"serial": ("attention", "ffn"), "parallel": ("attention", "ffn")}
 
     def __init__(
         self, hidden_dim: int, num_heads: int, ffn_dim: int, dropout: float = 0.0, **kwargs: Any
@@ -43,14 +50,20 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(dropout, dtype=policy)
 
     def call(
-        self, x_BLD: tf.Tensor, mask_BL: tf.Tensor, causal: bool = False, training: bool = False
+        self,
+        x_BLD: tf.Tensor,
+        mask_BL: tf.Tensor,
+        causal: bool = False,
+        training: bool = False,
+        patch: Patch = unpatched,
     ) -> tf.Tensor:
         """float [B, L, D], bool [B, L] -> [B, L, D]; no position depends on padding."""
-        attended_BLD = self.attention(
-            self.attention_norm(x_BLD), mask_BL, causal=causal, training=training
-        )
-        x_BLD += self.dropout(attended_BLD, training=training)
-        y_BLD = self.narrow(self.widen(self.ffn_norm(x_BLD)))
+        given_BLD = self.attention_norm(x_BLD)
+        y_BLD = self.attention(given_BLD, mask_BL, causal=causal, training=training)
+        y_BLD = patch(y_BLD, given_BLD, place="attention")
+        x_BLD += self.dropout(y_BLD, training=training)
+        given_BLD = self.ffn_norm(x_BLD)
+        y_BLD = patch(self.narrow(self.widen(given_BLD)), given_BLD, place="ffn")
         return x_BLD + self.dropout(y_BLD, training=training)
 
     def get_config(self) -> dict:

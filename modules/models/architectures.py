@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data.spec import Spec
+from modules.models.aetn import aetn
 from modules.models.bert import Bert
 from modules.models.encoder import Encoder
+from modules.models.nextitnet import NextItNet
 from modules.models.supermoe import SuperMoE
 from modules.models.tables import Tables
 from modules.models.towers import Towers
+from modules.objectives.denoising_autoencoder import DenoisingAutoencoder
 from modules.objectives.masked_channel_prediction import MaskedChannelPrediction
+from modules.objectives.next_event import NextEventPrediction
 
 
 class Architecture(NamedTuple):
@@ -24,7 +28,15 @@ class Architecture(NamedTuple):
     pretraining: Callable[[Spec, Tables], Any] | None
 
 
+def channel_prediction(spec: Spec, tables: Tables) -> Any:
+    """What `training.pretrain.objective` names."""
+    objectives = {"masked_channels": MaskedChannelPrediction, "next_event": NextEventPrediction}
+    return objectives[spec.training.pretrain.objective](spec, tables)
+
+
 ARCHITECTURES = {
-    "supermoe": Architecture(SuperMoE, Towers, MaskedChannelPrediction),
-    "bert": Architecture(Bert, Towers, MaskedChannelPrediction),
+    "supermoe": Architecture(SuperMoE, Towers, channel_prediction),
+    "bert": Architecture(Bert, Towers, channel_prediction),
+    "aetn": Architecture(aetn, Towers, DenoisingAutoencoder),
+    "nextitnet": Architecture(NextItNet, Towers, channel_prediction),
 }

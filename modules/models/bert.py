@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 import tf_keras as keras
 
 from data.spec import Spec
 from modules.features import Batch
+from modules.layers.adapter import Patch, with_patches
 from modules.layers.norm import layer_norm
-from modules.layers.pooling import MAX
+from modules.layers.pooling import MAX, Pooling
 from modules.layers.transformer_block import TransformerBlock
 from modules.models.encoder import Encoded
 from modules.models.sequence_input import SequenceInput
@@ -18,14 +21,13 @@ from modules.models.tables import Tables
 class Bert(keras.layers.Layer):
     """SuperMoE's encoder with dense blocks: what its experts are worth is the difference."""
 
-    pooling = MAX
-
-    def __init__(self, spec: Spec, tables: Tables, name: str = "encoder"):
+    def __init__(self, spec: Spec, tables: Tables, pooling: Pooling = MAX, name: str = "encoder"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
+        self.pooling = pooling
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
         self._input = SequenceInput(spec, tables)
-        self._blocks = [
+        self.blocks = [
             TransformerBlock(
                 sizes.hidden_dim, sizes.num_heads, sizes.ffn_dim, sizes.dropout, name=f"block_{i}"
             )
@@ -33,8 +35,15 @@ class Bert(keras.layers.Layer):
         ]
         self._norm = layer_norm(name="norm")
 
-    def call(self, batch: Batch, training: bool = False) -> Encoded:
+    @property
+    def stages(self) -> list[list[keras.layers.Layer]]:
+        *earlier, last = self.blocks
+        return [[self._input], *([block] for block in earlier), [last, self._norm]]
+
+    def call(
+        self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
+    ) -> Encoded:
         x, mask = self._input(batch, training=training)
-        for block in self._blocks:
-            x = block(x, mask, causal=self._causal, training=training)
+        for block, patch in with_patches(self.blocks, patches):
+            x = block(x, mask, causal=self._causal, training=training, patch=patch)
         return Encoded(tf.cast(self._norm(x), tf.float32), mask, ())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import tensorflow as tf
+import tf_keras as keras
 
 from modules.features import Batch
+from modules.layers.adapter import Patch
 from modules.layers.pooling import Pooling
 
 
@@ -26,8 +29,29 @@ class Encoder(Protocol):
 
     Attributes:
       pooling: how h_o becomes the user representation H.
+      trainable: a Keras layer's.
     """
 
     pooling: Pooling
+    trainable: bool
 
     def __call__(self, batch: Batch, training: bool = False) -> Encoded: ...
+
+
+class LayeredEncoder(Encoder, Protocol):
+    """An encoder of `data.spec.LAYERED`: what it is tuned by.
+
+    Attributes:
+      blocks: in order; each takes a `patch`, and its `insertions` name the places for one.
+    """
+
+    blocks: Sequence[keras.layers.Layer]
+
+    @property
+    def stages(self) -> Sequence[Sequence[keras.layers.Layer]]:
+        """All of its layers in order, in groups that are tuned together, the input's first."""
+
+    def __call__(
+        self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
+    ) -> Encoded:
+        """patches: one a block, another task's on the same weights; None for none."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 import tf_keras as keras
 
 from data.spec import Spec
 from modules.features import Batch
+from modules.layers.adapter import Patch, with_patches
 from modules.layers.block import MoETransformerBlock
 from modules.layers.norm import layer_norm
 from modules.layers.pooling import MAX
@@ -25,7 +28,7 @@ class SuperMoE(keras.layers.Layer):
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
         self._input = SequenceInput(spec, tables)
-        self._blocks = [
+        self.blocks = [
             MoETransformerBlock(
                 num_heads=sizes.num_heads,
                 hidden_dim=sizes.hidden_dim,
@@ -40,10 +43,17 @@ class SuperMoE(keras.layers.Layer):
         ]
         self._norm = layer_norm(name="norm")
 
-    def call(self, batch: Batch, training: bool = False) -> Encoded:
+    @property
+    def stages(self) -> list[list[keras.layers.Layer]]:
+        *earlier, last = self.blocks
+        return [[self._input], *([block] for block in earlier), [last, self._norm]]
+
+    def call(
+        self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
+    ) -> Encoded:
         x, mask = self._input(batch, training=training)
         aux = []
-        for block in self._blocks:
-            x, block_aux = block(x, mask, causal=self._causal, training=training)
+        for block, patch in with_patches(self.blocks, patches):
+            x, block_aux = block(x, mask, causal=self._causal, training=training, patch=patch)
             aux.extend(block_aux)
         return Encoded(tf.cast(self._norm(x), tf.float32), mask, tuple(aux))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import tensorflow as tf
 import tf_keras as keras
 
 from data.spec import Spec, Task
 from modules.features import Batch, suffix_features, visible_suffixes
+from modules.layers.adapter import block_patches
 from modules.models.architectures import ARCHITECTURES
-from modules.models.encoder import Encoded
+from modules.models.encoder import Encoded, Encoder, LayeredEncoder
 from modules.models.tables import embedding_tables
 
 
@@ -19,6 +22,8 @@ class UserModel(keras.Model):
       spec: what it was made for.
       tables: name -> embedding table.
       encoder: `modules/models/encoder.py`; with the tables, what pre-training hands over.
+      patches: adapters of the encoder's blocks, which stay what pre-training handed over; None
+        without `training.finetune.adapters`.
       heads: `(user, batch, tasks, training) -> {task: logits [B, K, 1 or classes]}`.
     """
 
@@ -28,6 +33,8 @@ class UserModel(keras.Model):
         self.tables = embedding_tables(spec, rows, spec.training.finetune)
         architecture = ARCHITECTURES[spec.model.architecture]
         self.encoder = architecture.encoder(spec, self.tables)
+        adapters = spec.training.finetune.adapters
+        self.patches = block_patches(_layered(self.encoder).blocks, adapters) if adapters else None
         self.heads = architecture.heads(spec, self.tables)
         self._pooling = self.encoder.pooling
 
@@ -37,7 +44,7 @@ class UserModel(keras.Model):
             instance = tf.range(tf.shape(batch["sequence_mask"], tf.int64)[0])
             end = tf.reduce_sum(tf.cast(batch["sequence_mask"], tf.int64), axis=1)
             batch = suffix_features(batch, self.spec, instance, end)
-        encoded = self.encoder(batch, training=False)
+        encoded = self._encode(batch, training=False)
         return self._pooling.whole(encoded.hidden, encoded.mask)
 
     def call(self, batch: Batch, training: bool = False) -> tuple[dict[str, tf.Tensor], tuple]:
@@ -62,7 +69,7 @@ class UserModel(keras.Model):
                 return self._target_embeddings(batch, training=False)[0]
 
         else:
-            encoded = self.encoder(batch, training=False)
+            encoded = self._encode(batch, training=False)
             at_end = self._pooling.whole(encoded.hidden, encoded.mask)
 
             def at_each_target() -> tf.Tensor:
@@ -92,13 +99,18 @@ class UserModel(keras.Model):
         ends = self._logits(at_end[:, tf.newaxis], batch, per_user, training=False)
         return scores | {name: logits[:, 0] for name, logits in ends.items()}
 
+    def _encode(self, batch: Batch, training: bool) -> Encoded:
+        if self.patches is None:
+            return self.encoder(batch, training=training)
+        return _layered(self.encoder)(batch, training=training, patches=self.patches)
+
     def _target_embeddings(self, batch: Batch, training: bool) -> tuple[tf.Tensor, tuple]:
         """H at every target [B, K, D], over the events the target may see."""
         if self.spec.sequence.targets == "causal":
-            encoded = self.encoder(batch, training=training)
+            encoded = self._encode(batch, training=training)
             return self._prefix_embeddings(encoded, batch), encoded.aux
         rows, places = visible_suffixes(batch, self.spec)
-        encoded = self.encoder(rows, training=training)
+        encoded = self._encode(rows, training=training)
         pooled = self._pooling.whole(encoded.hidden, encoded.mask)
         shape = tf.concat(
             [tf.shape(batch["target_mask"], tf.int64), [self.spec.model.hidden_dim]], 0
@@ -117,6 +129,11 @@ class UserModel(keras.Model):
             return {}
         logits = self.heads(user, batch, tasks, training=training)
         return {t.name: logits[t.name] if t.classes else logits[t.name][..., 0] for t in tasks}
+
+
+def _layered(encoder: Encoder) -> LayeredEncoder:
+    """The spec takes adapters for such encoders only."""
+    return cast(LayeredEncoder, encoder)
 
 
 def _for_each_target(user: tf.Tensor, batch: Batch) -> tf.Tensor:

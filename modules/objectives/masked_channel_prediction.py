@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from data.spec import Spec
 from modules.features import Batch
-from modules.objectives.masked_channels import build_heads, mask_channels, mcp_loss
+from modules.models.encoder import Encoded
+from modules.objectives.masked_channels import build_heads, channel_values, mask_channels, mcp_loss
 from modules.objectives.router import router_loss, router_values
 from modules.replicas import replica_id
 
@@ -23,11 +24,6 @@ class MaskedChannelPrediction(tf.Module):
 
     def __init__(self, spec: Spec, tables: Mapping[str, Any]):
         super().__init__()
-        if not spec.mcp_channels:
-            raise ValueError(
-                "pre-train: no channel has `mask_prediction: true`; mark the important ones, or"
-                " skip the phase with `training.pretrain.epochs: 0`"
-            )
         self._spec = spec
         self.heads = build_heads(spec.mcp_channels, tables)
 
@@ -35,6 +31,13 @@ class MaskedChannelPrediction(tf.Module):
         self, encoder: Callable, batch: Batch, step: tf.Tensor, training: bool = True
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Eq. 2 averaged over the masked channels, plus the routers' losses."""
+        encoded, loss, values = self.encode_masked(encoder, batch, step, training)
+        return loss + router_loss(encoded.aux, self._spec.model), values
+
+    def encode_masked(
+        self, encoder: Callable, batch: Batch, step: tf.Tensor, training: bool
+    ) -> tuple[Encoded, tf.Tensor, dict[str, tf.Tensor]]:
+        """What the encoder makes of the masked batch, eq. 2's loss of that, and what to record."""
         spec = self._spec
         seed = tf.stack([tf.constant(spec.training.seed, tf.int64), step])
         seed = tf.random.experimental.stateless_fold_in(seed, replica_id())
@@ -51,7 +54,4 @@ class MaskedChannelPrediction(tf.Module):
         total, channels = mcp_loss(
             self.heads, encoded.hidden[:, 1:], batch, positions, training=training
         )
-        values: dict[str, tf.Tensor] = {}
-        for name, part in channels.items():
-            values |= {f"mcp/{name}/loss": part.loss, f"mcp/{name}/metric": part.metric}
-        return total + router_loss(encoded.aux, spec.model), values | router_values(encoded.aux)
+        return encoded, total, channel_values("mcp", channels) | router_values(encoded.aux)

@@ -112,9 +112,10 @@ def mcp_loss(
 
     Args:
       heads: by `channel.feature`, from `build_heads`.
-      h_BLD: the encoder's output over the *masked* features.
-      features: the features before masking.
-      positions: from `mask_channels`.
+      h_BLD: what event j is predicted from, at j: the encoder's output, which hasn't seen what
+        it predicts.
+      features: the features as they are.
+      positions: S_i, bool [B, L] by feature; `mask_channels` gives those it masked.
 
     Returns:
       The total, float32, and each channel's loss, metric and count by feature.
@@ -133,7 +134,16 @@ def build_heads(
     tables: Mapping[str, table_lib.EmbeddingTable | CompressedTable],
 ) -> dict[str, keras.layers.Layer]:
     """A head per MCP channel, by feature: small tables are predicted by a full softmax; large and
-    compressed ones, which have no list of all rows at hand, by a sampled one."""
+    compressed ones, which have no list of all rows at hand, by a sampled one.
+
+    Raises:
+      ValueError: there is no channel to predict.
+    """
+    if not channels:
+        raise ValueError(
+            "pre-train: no channel has `mask_prediction: true`; mark the important ones, or"
+            " skip the phase with `training.pretrain.epochs: 0`"
+        )
     heads: dict[str, keras.layers.Layer] = {}
     for channel in channels:
         name = f"mcp_{channel.feature}"
@@ -146,6 +156,15 @@ def build_heads(
         else:
             heads[channel.feature] = SampledSoftmaxHead(table, name=name)
     return heads
+
+
+def channel_values(prefix: str, parts: Mapping[str, ChannelLoss]) -> dict[str, tf.Tensor]:
+    """What to record of every channel."""
+    return {
+        f"{prefix}/{name}/{what}": getattr(part, what)
+        for name, part in parts.items()
+        for what in ("loss", "metric")
+    }
 
 
 class FullSoftmaxHead(keras.layers.Layer):

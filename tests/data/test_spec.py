@@ -12,7 +12,7 @@ from hypothesis import given
 
 from data import spec as spec_lib
 from data.simulator import simulator_spec
-from data.spec import SpecError, load_spec, parse_spec
+from data.spec import LAYERED, SpecError, load_spec, parse_spec
 
 BUNDLED = sorted(p.stem for p in pathlib.Path(spec_lib.__file__).parent.glob("specs/*.yaml"))
 
@@ -46,6 +46,23 @@ def _with_two_optimizers() -> dict:
     )
     raw["training"]["finetune"]["table_optimizer"] = "adagrad"
     return raw
+
+
+def _finetuned(architecture="nextitnet", **finetune) -> dict:
+    model = {"architecture": architecture, "hidden_dim": 16}
+    return _changed(model=model, training={"finetune": finetune})
+
+
+def _predicting_next(architecture, targets) -> dict:
+    return _changed(
+        sequence={"targets": targets},
+        model={"architecture": architecture},
+        training={"pretrain": {"objective": "next_event"}},
+    )
+
+
+def _adapters(bottleneck_dim=2, **settings) -> dict:
+    return {"tune": "adapters", "adapters": {"bottleneck_dim": bottleneck_dim, **settings}}
 
 
 TAGS = {"name": "tags", "scope": "sequence", "kind": "category", "multi_valued": True}
@@ -118,6 +135,15 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         ),
         (_unpredicted(), "skip the phase with 'training.pretrain.epochs: 0'"),
         (_with_two_optimizers(), "give both phases one 'table_optimizer'"),
+        (_finetuned(tune="adapters"), "'tune: adapters' and 'adapters' go together"),
+        (_finetuned(**_adapters() | {"tune": "all"}), "'tune: adapters' and 'adapters' go tog"),
+        (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
+        (
+            _finetuned("bert", **_adapters(insertion="serial_after")),
+            "'insertion: serial_after' goes with nextitnet; bert takes serial or parallel",
+        ),
+        (_predicting_next("nextitnet", "expanded"), "needs 'sequence.targets: causal'"),
+        (_predicting_next("aetn", "causal"), "aetn is a denoising autoencoder"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
     ],
@@ -129,6 +155,13 @@ def test_a_bad_key_is_named(raw, said):
     assert first == "shop.yaml: not a valid spec:"
     start, *end = said.split(".* ")
     assert len(reasons) == 1 and start in reasons[0] and all(part in reasons[0] for part in end)
+
+
+def test_adapters_fit_every_layered_encoder():
+    for architecture in LAYERED:
+        finetune = parse_spec(_finetuned(architecture, **_adapters())).training.finetune
+        assert finetune.adapters.insertion == "serial"
+    assert parse_spec(_finetuned(**_adapters(insertion="parallel_after")))
 
 
 def test_without_pre_training_nothing_needs_to_be_predicted():
