@@ -36,6 +36,9 @@ class LocalTables(tf.Module):
     A dynamic table has its own variables, which are those of the module and saved with them; here
     its keys are resolved and its rows trained like the others'.
 
+    Tables that aren't `trainable` are frozen: looked up and restored, never written, and without
+    optimizer state. (A dynamic one keeps what it came with; no key is admitted or evicted.)
+
     Must be made in the scope that the tables were made in.
 
     Args:
@@ -65,8 +68,12 @@ class LocalTables(tf.Module):
             name: _reader(table) for name, table in plain.items()
         }
         self._gather |= {name: table.gather for name, table in self._dynamic.items()}
+        self._frozen = {name for name, table in tables.items() if not table.trainable}
+        self._frozen_rows = {name: plain[name].shards for name in plain if name in self._frozen}
         self._shards = {
-            name: [self._trained(rows) for rows in table.shards] for name, table in plain.items()
+            name: [self._trained(rows) for rows in table.shards]
+            for name, table in plain.items()
+            if name not in self._frozen
         }
 
     @property
@@ -84,7 +91,8 @@ class LocalTables(tf.Module):
             is changed.
         """
         return dict(ids) | {
-            name: _slots(table, ids[name], step) for name, table in self._dynamic.items()
+            name: _slots(table, ids[name], None if name in self._frozen else step)
+            for name, table in self._dynamic.items()
         }
 
     def gather(self, ids: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -101,10 +109,11 @@ class LocalTables(tf.Module):
 
         Args:
           ids: int64 [U] by table, of `resolve`.
-          gradients: float32 [U, dim] by table: this replica's share.
+          gradients: float32 [U, dim] by table that isn't frozen: this replica's share.
         """
         for name, table in self._dynamic.items():
-            table.update(ids[name], gradients[name], learning_rate)
+            if name not in self._frozen:
+                table.update(ids[name], gradients[name], learning_rate)
         for name, shards in self._shards.items():
             rows, summed = self._over_replicas(ids[name], gradients[name])
             count = len(shards)
@@ -163,9 +172,9 @@ class LocalTables(tf.Module):
         Returns:
           {table: {num_rows, dim, shards, chunks: prefixes relative to `folder`}}.
         """
-        saved = {}
+        frozen = self._frozen_rows.items()
+        saved = {name: self._description(name, len(shards), []) for name, shards in frozen}
         for name, shards in self._shards.items():
-            num_rows, dim = self._dims[name]
             chunks: list[str] = []
             for index, shard in enumerate(shards):
                 first = _copies(shard)[0]
@@ -174,13 +183,12 @@ class LocalTables(tf.Module):
                 for copy in _copies(shard):
                     shard_ops.begin_save(copy.touched)
                 chunks += _save_shard(first, folder, below, index, len(shards))
-            saved[name] = {
-                "num_rows": num_rows,
-                "dim": dim,
-                "shards": len(shards),
-                "chunks": chunks,
-            }
+            saved[name] = self._description(name, len(shards), chunks)
         return saved
+
+    def _description(self, name: str, shards: int, chunks: list[str]) -> dict[str, Any]:
+        num_rows, dim = self._dims[name]
+        return {"num_rows": num_rows, "dim": dim, "shards": shards, "chunks": chunks}
 
     def end_save(self, ok: bool) -> None:
         """The checkpoint is complete, or its rows stay touched."""
@@ -202,6 +210,12 @@ class LocalTables(tf.Module):
                         shard_ops.restore_chunk(
                             copy.rows, copy.state, tf.constant(prefix), index, len(shards)
                         )
+        copies = tf.distribute.get_strategy().experimental_local_results
+        for name, frozen in self._frozen_rows.items():
+            for prefix in chunks.get(name, ()):
+                for index, rows in enumerate(frozen):
+                    for copy in copies(rows):
+                        shard_ops.restore_chunk(copy, None, tf.constant(prefix), index, len(frozen))
 
 
 def _reader(table: EmbeddingTable) -> Callable[[tf.Tensor], tf.Tensor]:

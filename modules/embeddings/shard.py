@@ -172,9 +172,12 @@ def end_save(touched: tf.Variable, ok: tf.Tensor | bool) -> tf.Operation | None:
 
 
 def restore_chunk(
-    rows: tf.Variable, state: tf.Variable, prefix: tf.Tensor, shard: int, num_shards: int
+    rows: tf.Variable, state: tf.Variable | None, prefix: tf.Tensor, shard: int, num_shards: int
 ) -> tf.Operation | None:
     """Reads back a chunk written by any shard of any number of shards; takes what is its own.
+
+    Args:
+      state: None for rows that aren't trained.
 
     Raises:
       tf.errors.InvalidArgumentError: the chunk's rows or state have another shape: the table's
@@ -190,13 +193,13 @@ def restore_chunk(
         )
         ids = tf.ensure_shape(ids, [None])
         values = tf.ensure_shape(values, [None, *rows.shape[1:]])
-        states = tf.ensure_shape(states, [None, *state.shape[1:]])
         own = tf.where(tf.equal(ids % num_shards, shard))[:, 0]
         local = tf.gather(ids, own) // num_shards
-        return tf.group(
-            _put(rows, local, tf.cast(tf.gather(values, own), rows.dtype)),
-            _put(state, local, tf.gather(states, own)),
-        )
+        restored = _put(rows, local, tf.cast(tf.gather(values, own), rows.dtype))
+        if state is None:
+            return restored
+        states = tf.ensure_shape(states, [None, *state.shape[1:]])
+        return tf.group(restored, _put(state, local, tf.gather(states, own)))
 
 
 def _replace(touched: tf.Variable, old: int, new: tf.Tensor) -> tf.Operation | None:

@@ -1,4 +1,5 @@
-"""Fine-tuning: every task's tower and the shared encoder together (SuperMoE §3.2-3.3)."""
+"""Fine-tuning: the tasks' heads, with the shared encoder (SuperMoE §3.2-3.3) or what `tune` says of
+it (PeterRec §3.3)."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from modules.training.placements.placement import Placement
 from modules.training.program import Program
 from modules.training.run import run
 from modules.training.train import Trained, restored
+from modules.training.tuned import freeze, tuned_share
 from modules.training.warm_start import warm_start
 
 NAME = "finetune"
@@ -36,7 +38,7 @@ def run_fn(fn_args: FnArgs) -> None:
 
 
 def program(fn_args: FnArgs) -> Program:
-    """What is trained: the encoder with its tables, and the tower of every task."""
+    """What is trained: the tasks' heads, and what `tune` says of the encoder with its tables."""
     spec, transform_output = begin(fn_args)
     if spec.training.pretrain.epochs and not fn_args.base_model:
         raise FileNotFoundError("fine-tune: the spec pre-trains, but no pre-trained model arrived")
@@ -44,12 +46,19 @@ def program(fn_args: FnArgs) -> Program:
     def build(batch: Batch) -> UserModel:
         model = UserModel(spec, table_rows(spec, transform_output))
         model(batch)
+        freeze(model)
         return model
 
     def start(model: UserModel, placement: Placement) -> Checkpoint | None:
         if not fn_args.base_model:
             return None
         return warm_start(fn_args.base_model, model, placement)
+
+    def at_epoch_end(model: UserModel, placement: Placement) -> dict[str, float]:
+        aucs = binary_auc(model, placement, held_out, spec)
+        if spec.training.finetune.tune == "all":
+            return aucs
+        return aucs | {"tuned_share": tuned_share(model)}
 
     held_out = file_order_batches(
         files.of_split(fn_args, spec, "eval"),
@@ -67,7 +76,7 @@ def program(fn_args: FnArgs) -> Program:
         build,
         lambda model, batch, _: multi_task_loss(model, batch),
         warm_start=start,
-        at_epoch_end=lambda model, placement: binary_auc(model, placement, held_out, spec),
+        at_epoch_end=at_epoch_end,
     )
 
 

@@ -20,7 +20,7 @@ from modules.training.adamw import AdamW
 Scalars = dict[str, tf.Tensor]
 LossFn = Callable[[Batch, tf.Tensor], tuple[tf.Tensor, Scalars]]
 RowGradients = dict[str, tf.Tensor]
-"""By large table: float32 [U, dim], in the order of the batch's distinct rows."""
+"""By large table that is trained: float32 [U, dim], in the order of the batch's distinct rows."""
 _CLIP_NORM = 1.0
 _WARMUP_FRACTION = 0.05
 _FINAL_RATE = 0.1
@@ -50,7 +50,8 @@ class Step(tf.Module):
 
     Small tables learn by (row-wise) Adagrad, all other weights by AdamW (DESIGN §6). The large
     tables' rows are an input, `rows_<table>`, and their gradients an output: where the rows
-    live is the placement's business. Must be made in the scope that `module` was made in.
+    live is the placement's business. Layers and tables that aren't `trainable` have no gradient
+    and no optimizer state. Must be made in the scope that `module` was made in.
 
     Args:
       module: its variables are built.
@@ -79,9 +80,10 @@ class Step(tf.Module):
 
         Returns:
           This replica's shares of `loss`, `gradient_norm` and what `loss_fn` records; and its
-          gradients of the batch's rows of each large table, not yet summed over replicas.
+          gradients of the batch's rows of each large table that is trained, not yet summed over
+          replicas.
         """
-        rows = {name: batch[rows_key(name)] for name in self.large}
+        rows = {name: batch[rows_key(name)] for name, t in self.large.items() if t.trainable}
         weights = self._tables + self._dense
         with tf.GradientTape() as tape:
             tape.watch(rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -23,9 +24,10 @@ def fit(
     folder: str,
     at_epoch_end: Callable[[], dict[str, float]] = dict,
     stop_requested: Callable[[], bool] = lambda: False,
+    features: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
 ) -> None:
-    """`dataset` is every epoch's; its batches are dicts."""
-    placement = Synchronous(tf.distribute.get_strategy(), {})
+    """`dataset` is every epoch's; its batches are dicts. `features`: of `large_tables`."""
+    placement = Synchronous(tf.distribute.get_strategy(), features)
     step = Step(module, loss_fn, phase, phase.epochs * num_batches)
     placement.start(step, phase, lambda epoch, start, stop: dataset.skip(start).take(stop - start))
     loop = Loop(

@@ -16,7 +16,7 @@ import itertools
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,7 @@ class Hybrid:
         return batch | self._rows_of(batch)
 
     def _rows_of(self, batch: Batch) -> Batch:
-        rows = self.tables.pull(self._ids_of(batch))
+        rows = self.tables.pull(_ids_of(batch, self._features))
         return {rows_key(name): tf.constant(of_table) for name, of_table in rows.items()}
 
     def _push(
@@ -212,10 +212,7 @@ class Hybrid:
         if before is not None:
             before.result()  # after a push that failed, none is applied
         arrays = {name: gradient.numpy() for name, gradient in gradients.items()}
-        self.tables.push(self._ids_of(batch), arrays, sequence=next(self._pushes))
-
-    def _ids_of(self, batch: Batch) -> dict[str, np.ndarray]:
-        return {name: batch[ids_key(name)].numpy() for name in self._features}
+        self.tables.push(_ids_of(batch, arrays), arrays, sequence=next(self._pushes))
 
     def _tier_of(self, large: Mapping[str, EmbeddingTable], phase: Phase) -> SharedTier:
         (seed,) = {table.seed for table in large.values()}
@@ -243,6 +240,10 @@ class Hybrid:
         return SharedTier(
             connect, self._newest_chunks, self._host == 0, lambda: self.sum_over_hosts(0)
         )
+
+
+def _ids_of(batch: Batch, names: Iterable[str]) -> dict[str, np.ndarray]:
+    return {name: batch[ids_key(name)].numpy() for name in names}
 
 
 @contextlib.contextmanager
