@@ -25,7 +25,9 @@ from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
 PATIENCE_SECONDS = 600.0
-PHASE = {"batch_size": 2, "epochs": 3}
+PHASE = {"batch_size": 2, "epochs": 2}
+GRACE_SECONDS = 10
+"""Servers stay this long when told to stop, so the test waits for all of it."""
 CLUSTERS = {
     "hybrid": {"placement": "hybrid", "processes": {"worker": 1, "ps": 1}},
     "mirrored": {"placement": "mirrored", "devices": 2},
@@ -37,11 +39,6 @@ def volume(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("volume")
 
 
-@pytest.fixture(scope="module")
-def transformed(volume) -> Transformed:
-    return Transformed(volume / "transform", two_phase_spec())
-
-
 def arguments(
     transformed: Transformed, volume: pathlib.Path, name: str, attempt: int
 ) -> types.SimpleNamespace:
@@ -51,7 +48,7 @@ def arguments(
     cluster = CLUSTERS[name] | {
         "report_every_steps": 1,
         "checkpoint": {"every_steps": 8},
-        "grace_seconds": 20,
+        "grace_seconds": GRACE_SECONDS,
         "kubernetes": {
             "name": "job",
             "image": "image",

@@ -29,12 +29,7 @@ from modules.training.step import Step
 from modules.training.warm_start import warm_start
 from serving.server.batching import Parameters
 from serving.server.servable import Options, Servable
-from tests.modules.transformed import Transformed, two_phase_spec
-
-
-@pytest.fixture(scope="module")
-def transformed(tmp_path_factory) -> Transformed:
-    return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
+from tests.modules.transformed import two_phase_spec
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,6 @@ PATIENCE_SECONDS = 300.0
 CHIEF, LAST_PS = Victim("chief", 0), Victim("ps", 1)
 
 
-@pytest.fixture(scope="module")
-def transformed(tmp_path_factory) -> Transformed:
-    return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
-
-
 def training_of(transformed: Transformed, folder: pathlib.Path, cluster: dict) -> Training:
     spec = two_phase_spec(training={"pretrain": {"epochs": 0}, "finetune": PHASE})
     small = spec.model.model_copy(update={"full_softmax_rows": 8})

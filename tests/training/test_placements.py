@@ -38,9 +38,12 @@ CLUSTERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def transformed(tmp_path_factory) -> Transformed:
-    return Transformed(tmp_path_factory.mktemp("transform"), two_phase_spec())
+@pytest.fixture(scope="module", autouse=True)
+def unexported():
+    """The export is one process's, however it was trained, and takes longer than training here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finetune, "export", lambda *_: None)
+        yield
 
 
 def losses(
