@@ -76,7 +76,7 @@ def mask_channels(
         position = (chosen(stream, alone) | whole_event) & sequence_mask
         position &= is_present(channel, values)
         positions[channel.feature] = position
-        masked[channel.feature] = _replace(channel, values, position)
+        masked[channel.feature] = replaced(channel, values, position)
     return masked, positions
 
 
@@ -88,7 +88,8 @@ def is_present(channel: spec_lib.Channel, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_any(real, axis=-1) if channel.multi_valued else real
 
 
-def _replace(channel: spec_lib.Channel, values: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+def replaced(channel: spec_lib.Channel, values: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    """`values` with [MASK] (dense: NaN) where `position`, a bool of the channel's places."""
     if channel.kind == "dense":
         return tf.where(position, float("nan"), values)
     if not channel.multi_valued:
