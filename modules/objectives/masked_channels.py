@@ -193,10 +193,14 @@ class FullSoftmaxHead(keras.layers.Layer):
         """float [M, D], int64 rows [M] or [M, V] (PAD: no value) -> ChannelLoss."""
         del features, training
         targets_MV = _as_bags(targets)
+        real_MV = targets_MV >= table_lib.NUM_RESERVED
+        return _bag_cross_entropy(self.scores(h_MD), targets_MV, real_MV)
+
+    def scores(self, h_MD: tf.Tensor) -> tf.Tensor:
+        """(W h + c) · row_v + bias_v of every row v, float32 [M, R]; the lowest for reserved."""
         reserved_R = tf.range(self.bias.shape[0]) < table_lib.NUM_RESERVED
         bias_R = tf.where(reserved_R, tf.float32.min, self.bias)
-        scores_MR = tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + bias_R
-        return _bag_cross_entropy(scores_MR, targets_MV, targets_MV >= table_lib.NUM_RESERVED)
+        return tf.matmul(self.query(h_MD), self._rows(), transpose_b=True) + bias_R
 
 
 class SampledSoftmaxHead(keras.layers.Layer):
