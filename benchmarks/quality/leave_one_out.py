@@ -76,7 +76,7 @@ class Histories(NamedTuple):
 
 def main(argv: list[str]) -> None:
     del argv
-    spec = _spec(_MODEL.value, _EPOCHS.value, _SEED.value)
+    spec = spec_of(_MODEL.value, _EPOCHS.value, _SEED.value)
     try:
         histories = read(spec, _DATA.value)
     except SourceError as error:
@@ -189,7 +189,8 @@ def _batch(windows: list[np.ndarray]) -> Any:
     return {"sequence_movie_id": tf.constant(rows), "sequence_mask": tf.constant(mask)}
 
 
-def _spec(model: str, epochs: int, seed: int) -> Spec:
+def spec_of(model: str, epochs: int, seed: int) -> Spec:
+    """The model as a spec, `training.pretrain` its whole training."""
     phase = _PHASES[model]
     return parse_spec(
         {

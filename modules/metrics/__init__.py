@@ -2,7 +2,6 @@
 
 - `auc.py`, `gauc.py`, `recall_at_precision.py`: the definitions, in NumPy.
 - `resampled.py`, `significance.py`: metrics over resampled users; whether two models differ.
-- `auc.py`, `gauc.py`: the definitions, in NumPy.
 - `ranking.py`: HR@k, MRR@k and NDCG@k of one true item among candidates.
 - `score_histogram.py`: AUC and curves from mergeable counts, for data of any size.
 - `target_rows.py`: what a metric reads: the targets of complete users.
