@@ -1,7 +1,8 @@
 """The graph: from events to a served, evaluated model (DESIGN §5).
 
 Every node gets the spec, and a hash of the code it runs: they are part of TFX's cache key, so
-a rerun starts at the first node whose data, spec or code changed.
+a rerun starts at the first node whose data, spec or code changed. Thresholds are the Evaluator's
+alone: with others, it starts there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tfx.types.channel import BaseChannel, Channel
 from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelBlessing
 
 from data import sources
-from data.spec import Spec
+from data.spec import Spec, Thresholds
 from modules.metrics.eval_config import eval_config
 from modules.training.cluster.config import Cluster
 from tfx_pipeline import baselines, fingerprint
@@ -54,10 +55,11 @@ def create_pipeline(
     Raises:
       SourceError: there is no such data.
     """
-    data = _data_nodes(spec, data_root, layout)
+    unjudged = _without_thresholds(spec)
+    data = _data_nodes(unjudged, data_root, layout)
     examples = data["SequenceExampleGen"].outputs["examples"]
     schema = data["SpecSchema"].outputs["schema"]
-    training = _training_nodes(spec, layout, cluster, examples, schema)
+    training = _training_nodes(unjudged, layout, cluster, examples, schema)
     model = training["Finetune"].outputs["model"]
     release = _release_nodes(spec, layout, examples, schema, model)
     training["Transform"].add_upstream_node(data["DataValidator"])
@@ -81,6 +83,12 @@ def pipeline_name(spec: Spec) -> str:
     heads = {"name", "per", "type", "classes"}
     interface += [t.model_dump(mode="json", include=heads) for t in spec.tasks]
     return f"{spec.name}.{hashlib.sha256(json.dumps(interface).encode()).hexdigest()[:8]}"
+
+
+def _without_thresholds(spec: Spec) -> Spec:
+    """For all nodes but the Evaluator: who asks more of a model needs no other model for that."""
+    tasks = (task.model_copy(update={"thresholds": Thresholds()}) for task in spec.tasks)
+    return spec.model_copy(update={"tasks": tuple(tasks)})
 
 
 def _data_nodes(spec: Spec, data_root: str, layout: Layout) -> dict[str, BaseNode]:
@@ -172,7 +180,7 @@ def _release_nodes(
     check = ServingCheck(
         model=model,
         examples=examples,
-        spec=spec.model_dump_json(),
+        spec=_without_thresholds(spec).model_dump_json(),
         code=fingerprint.of_code("serving", "tfx_pipeline/components/serving_check.py"),
     )
     pusher = Pusher(

@@ -154,6 +154,8 @@ def test_a_model_under_its_threshold_is_not_pushed_and_the_exit_code_says_so(run
     strict["tasks"].append(SPEC["tasks"][1])
     code, console = run.finish(strict)
     assert code == 1
+    states = _states(console)
+    assert (states["Finetune"], states["Evaluator"]) == ("cached", "done")  # nothing is retrained
     assert "Not blessed, so nothing is pushed:" in console
     assert re.search(r"^  click: auc .*0\.999", console, re.MULTILINE), console
     assert "Serve it" not in console
