@@ -26,8 +26,8 @@ from tests.modules.transformed import Transformed, two_phase_spec
 pytestmark = pytest.mark.slow
 PATIENCE_SECONDS = 600.0
 PHASE = {"batch_size": 2, "epochs": 2}
-GRACE_SECONDS = 10
-"""Servers stay this long when told to stop, so the test waits for all of it."""
+GRACE_SECONDS = 20
+"""Servers stay all of it when told to stop; in 10, trainers of a busy machine don't save."""
 CLUSTERS = {
     "hybrid": {"placement": "hybrid", "processes": {"worker": 1, "ps": 1}},
     "mirrored": {"placement": "mirrored", "devices": 2},
