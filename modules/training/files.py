@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
-from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import Spec
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 
 def of_split(fn_args: FnArgs, spec: Spec, split: str) -> list[str]:

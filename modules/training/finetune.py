@@ -3,11 +3,10 @@ it (PeterRec §3.3)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import Spec
 from modules.features import Batch
@@ -26,6 +25,9 @@ from modules.training.run import run
 from modules.training.train import Trained, restored
 from modules.training.tuned import freeze, tuned_share
 from modules.training.warm_start import warm_start
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 NAME = "finetune"
 _CURVE_BATCHES = 64

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
-from tfx.components.trainer.fn_args_utils import FnArgs
 
 from modules.features import Batch
 from modules.models.pretrainer import Pretrainer
@@ -13,6 +14,9 @@ from modules.training.program import Program
 from modules.training.run import run
 from modules.training.train import Trained
 from modules.training.warm_start import keep_for_next_phase
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 NAME = "pretrain"
 _MIN_EVENTS = 2  # A lone event has no context to be predicted from.

@@ -14,9 +14,7 @@ import pathlib
 import shutil
 import sys
 import types
-from typing import Any, NoReturn
-
-from tfx.components.trainer.fn_args_utils import FnArgs
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.spec import parse_spec
 from modules.training.checkpoint.store import Checkpoints
@@ -28,6 +26,9 @@ from modules.training.cluster.tfjob import manifest_yaml
 from modules.training.loop import Preempted
 from modules.training.task import TrainingTask
 from modules.training.train import CHECKPOINTS, Trained, train
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("progress")

@@ -9,10 +9,9 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
-from tfx.components.trainer.fn_args_utils import FnArgs
 
 from data.spec import Spec
 from modules.embeddings.table import ids_key, rows_key
@@ -36,6 +35,9 @@ from modules.training.placements.placement import Batches, Placement
 from modules.training.program import Program
 from modules.training.saving import Saving, load_into, newest_chunks
 from modules.training.step import Step
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
 
 CHECKPOINTS = "checkpoints"
 _INPUT = "input"
