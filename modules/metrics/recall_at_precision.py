@@ -43,7 +43,12 @@ def best_recall(
     Returns:
       float64 [...].
     """
-    least = (precision - _ROUNDING) * (true_positives + false_positives)
-    best = np.where(true_positives >= least, true_positives, 0).max(axis=-1, initial=0)
-    positives = true_positives[..., -1] if true_positives.shape[-1] else np.zeros(best.shape)
+    if not true_positives.shape[-1]:
+        return np.full(true_positives.shape[:-1], np.nan)
+    reached = true_positives * (1 - precision + _ROUNDING) >= false_positives * precision
+    # They rise: the last threshold that is precise enough has the most.
+    last = reached.shape[-1] - 1 - np.argmax(reached[..., ::-1], axis=-1)
+    best = np.take_along_axis(true_positives, last[..., np.newaxis], axis=-1)[..., 0]
+    best = np.where(reached.any(axis=-1), best, 0)
+    positives = true_positives[..., -1]
     return np.divide(best, positives, out=np.full(best.shape, np.nan), where=positives > 0)

@@ -243,7 +243,7 @@ def test_the_page_is_valid_html_and_markdown_with_every_cell(scores, tmp_path):
     html = (tmp_path / "page.html").read_text()
     html5lib.HTMLParser(strict=True).parse(html)
     markdown = (tmp_path / "page.md").read_text()
-    assert r"\<b>\|\*x\_1\*" in markdown
+    assert r"\<b>\|\*x_1\*" in markdown
     for table in page.tables:
         for row in table.rows:
             assert all(cell.text in html for cell in row)
@@ -264,13 +264,19 @@ def run(tmp_path_factory) -> FinishedRun:
     return FinishedRun(BASE, folder / "raw", folder / "transformed", folder / "graph")
 
 
+MODELS = (
+    "small=model.architecture:bert,"
+    "plain=model.architecture:bert,training.pretrain.epochs:0,model.ffn_dim:24"
+)
+BUDGET = {"pretrain": 1, "finetune": 1}
+
+
 @pytest.fixture(scope="module")
 def trained(run, tmp_path_factory):
     """Of a killed and a going-on call: the trials, and which phases ran in each call."""
-    found = variants("supermoe,wide=model.ffn_dim:24,plain=training.pretrain.epochs:0",
-                     {"pretrain": 1, "finetune": 1})  # fmt: skip
+    found = variants(MODELS, BUDGET)
     every = trials.plan(found, [0, 1], run, tmp_path_factory.mktemp("comparison"))
-    every = [t for t in every if t.seed == 0 or t.model == "supermoe"]
+    every = [every[0], every[3]]  # small from seed 0, plain from seed 1
     calls = [[], []]
     phases = {p.NAME: p.run_fn for p in (training.pretrain, training.finetune)}
 
@@ -302,35 +308,34 @@ def trained(run, tmp_path_factory):
 def test_a_restart_goes_on_where_it_was_stopped(trained):
     every, (first, second) = trained
     assert first == ["pretrain", "finetune"]
-    assert second[0] == "finetune"  # the pre-training before it isn't done again
-    assert second.count("pretrain") == 2 and second.count("finetune") == len(every) == 4
+    assert second == ["finetune", "finetune"]  # the pre-training isn't done again
     assert all(trial.finished for trial in every)
 
 
 @pytest.mark.slow
 def test_all_have_the_same_budget_and_targets(trained):
     every, _ = trained
-    steps = [trials.outcome_of(trial).steps for trial in every]
-    assert steps[0] == steps[1] == steps[3] and set(steps[0]) == {"pretrain", "finetune"}
-    assert steps[2] == {"finetune": steps[0]["finetune"]}
+    small, plain = (trials.outcome_of(trial).steps for trial in every)
+    assert small.keys() == {"pretrain", "finetune"} and plain.keys() == {"finetune"}
+    assert small["finetune"] == plain["finetune"] > 0
     known = [trials.predictions_of(t).drop(["score"]) for t in every]
-    assert all(table == known[0] for table in known)
+    assert known[0] == known[1] and known[0].num_rows
     scores = [trials.predictions_of(trial)["score"].to_numpy() for trial in every]
     assert all(np.isfinite(s).all() for s in scores)
-    assert not np.allclose(scores[0], scores[3])  # another seed is another training
+    assert not np.allclose(*scores)
 
 
 @pytest.mark.slow
 def test_its_auc_is_the_one_that_training_saw(trained):
-    """Two ways: the module on padded batches of Transform's files, the SavedModel on raw ones."""
+    """The module on Transform's files, the SavedModel on raw ones: the same, but for a tie."""
     every, _ = trained
-    for trial in every[:2]:
+    for trial in every:
         last = (training.model_of(trial.folder) / "history.jsonl").read_text().splitlines()[-1]
         table = trials.predictions_of(trial).to_pandas()
         for task in ("click", "vip"):
             of_task = table[table.task == task]
             found = auc(of_task.label.to_numpy(), of_task.score.to_numpy())
-            assert found == pytest.approx(json.loads(last)[f"val/{task}/auc"], abs=1e-6)
+            assert found == pytest.approx(json.loads(last)[f"val/{task}/auc"], abs=1e-3)
         stars = table[table.task == "stars"]
         assert set(stars.label) == {0.0, 1.0, 2.0} and stars.score.between(0, 1).all()
 
@@ -338,20 +343,21 @@ def test_its_auc_is_the_one_that_training_saw(trained):
 @pytest.mark.slow
 def test_outcomes_say_what_it_took(trained):
     every, _ = trained
-    small, wide, plain = (trials.outcome_of(trial) for trial in every[:3])
-    assert wide.total > small.total == plain.total
-    assert small.active < wide.active < wide.total
+    small, plain = (trials.outcome_of(trial) for trial in every)
+    # Two matrices and a bias of 8 more columns, in tables' and pre-training's absence alike.
+    assert plain.active - small.active == plain.total - small.total == 8 * (16 + 16 + 1)
     assert 0 < small.tuned <= small.total
-    assert all(o.cpu_seconds > 0 and o.seconds_a_step > 0 for o in (small, wide, plain))
+    assert all(o.cpu_seconds > 0 and o.seconds_a_step > 0 for o in (small, plain))
 
 
 @pytest.mark.slow
 def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
     every, _ = trained
     folder = every[0].folder.parents[1]
-    (model,) = variants("supermoe", {"pretrain": 1, "finetune": 1})
+    model, _ = variants(MODELS, BUDGET)
     assert trials.plan([model], [0], run, folder)[0].finished
-    (longer,) = variants("supermoe", {"pretrain": 1, "finetune": 2})
+    assert not trials.plan([model], [1], run, folder)[0].finished
+    longer, _ = variants(MODELS, BUDGET | {"finetune": 2})
     assert not trials.plan([longer], [0], run, folder)[0].finished
     monkeypatch.setattr(trials.fingerprint, "of_code", lambda *_: "edited")
     assert not trials.plan([model], [0], run, folder)[0].finished

@@ -61,8 +61,9 @@ def write_markdown(path: pathlib.Path, comparison: Comparison, html: pathlib.Pat
         lines.append(_row(["---", *["---:"] * (len(table.header) - 1)]))
         lines += [_row([_marked(cell) for cell in row]) for row in table.rows]
         if table.note:
-            lines += ["", table.note]
-    lines += ["", *comparison.notes]
+            lines += ["", _escaped(table.note)]
+    for note in comparison.notes:
+        lines += ["", _escaped(note)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -77,6 +78,6 @@ def _marked(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    for character in "\\|*_<":
+    for character in "\\|*<":
         text = text.replace(character, f"\\{character}")
     return text
