@@ -21,6 +21,7 @@ from tests.modules.transformed import Transformed, two_phase_spec
 from tests.tfx_pipeline.test_cli import _run
 from tfx_pipeline.comparison import cost, tables, training, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
+from tfx_pipeline.comparison.page import page_of
 from tfx_pipeline.comparison.trials import Outcome, Trial
 from tfx_pipeline.comparison.variants import parse_variants, seeded
 from tfx_pipeline.layout import Layout
@@ -348,6 +349,24 @@ def test_outcomes_say_what_it_took(trained):
     assert plain.active - small.active == plain.total - small.total == 8 * (16 + 16 + 1)
     assert 0 < small.tuned <= small.total
     assert all(o.cpu_seconds > 0 and o.seconds_a_step > 0 for o in (small, plain))
+
+
+@pytest.mark.slow
+def test_the_page_says_what_its_figures_depend_on(trained, run):
+    every, _ = trained
+    page = page_of(every, variants(MODELS, BUDGET), "small", run, "the command")
+    said = dict(page.facts)
+    steps = trials.outcome_of(every[0]).steps
+    assert said["command"] == "the command" and said["seeds"] == "0, 1"
+    assert said["budget"] == (
+        f"pretrain steps: small {steps['pretrain']}; plain none"
+        f" · finetune: {steps['finetune']} steps each"
+    )
+    assert "plain (model.architecture: bert, training.pretrain.epochs: 0" in said["models"]
+    assert re.search(r"\d cores of .*GiB", said["machine"])
+    assert {"AUC", "GAUC", "Other tasks", "Cost"} <= {table.title for table in page.tables}
+    (figure,) = page.figures
+    assert ">small<" in figure and "CPU seconds" in figure
 
 
 @pytest.mark.slow

@@ -63,10 +63,12 @@ def main(values: flags.FlagValues) -> int:
     layout.prepare()
     with quiet.redirected(layout.log) as console:
         from tfx_pipeline.comparison import trials
+        from tfx_pipeline.comparison.page import page_of
 
         every = trials.plan(variants, seeds, run, layout.comparison)
         _carry_out(every, run, console)
-        comparison = _comparison(every, variants, reference, run)
+        command = f"python -m tfx_pipeline {shlex.join(sys.argv[1:])}"
+        comparison = page_of(every, variants, reference, run, command)
         _write(page, comparison)
         _print(comparison, console)
         console.print(f"Page: {shown(page)}.md, {shown(page)}.html", markup=False)
@@ -126,68 +128,6 @@ def _carry_out(every: list[Trial], run: FinishedRun, console: rich.console.Conso
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _comparison(
-    every: list[Trial], variants: list[Variant], reference: str, run: FinishedRun
-) -> Comparison:
-    from tfx_pipeline.comparison import tables, trials
-    from tfx_pipeline.comparison.provenance import provenance
-    from tfx_pipeline.report import plots
-    from tfx_pipeline.report.comparison import Comparison
-
-    scores = tables.Scores(every, trials.predictions_of)
-    outcomes = {
-        model: [trials.outcome_of(trial) for trial in every if trial.model == model]
-        for model in scores.models
-    }
-    now = provenance()
-    every_outcome = [outcome for of in outcomes.values() for outcome in of]
-    machines = sorted({outcome.machine for outcome in every_outcome})
-    facts = [
-        ("command", f"python -m tfx_pipeline {shlex.join(sys.argv[1:])}"),
-        ("models", "; ".join(_described(variant) for variant in variants)),
-        ("run", f"{run.spec.name}, spec {run.spec.fingerprint()}"),
-        ("evaluated on", _evaluated(scores)),
-        ("budget", tables.budget(outcomes)),
-        ("commit", now["commit"]),
-        ("trained at", ", ".join(sorted({outcome.commit for outcome in every_outcome}))),
-        ("machine", "; ".join(machines)),
-        (
-            "trained",
-            f"{min(o.date for o in every_outcome)} to {max(o.date for o in every_outcome)}",
-        ),
-        ("page made", now["date"]),
-    ]
-    points = []
-    for task in (tables.MEAN, *scores.tasks[:1]):
-        points = [
-            (model, [o.cpu_seconds for o in outcomes[model]], quality)
-            for model in scores.models
-            if (quality := scores.over_seeds(model, task, "auc"))
-        ]
-        if points:
-            break
-    return Comparison(
-        f"{run.spec.name}: {len(scores.models)} models side by side",
-        facts,
-        [
-            *tables.quality_tables(scores, reference),
-            tables.cost_table(scores.models, outcomes),
-        ],
-        [plots.quality_against_cost(points, f"AUC ({task})")] if points else [],
-        tables.notes(reference),
-    )
-
-
-def _described(variant: Variant) -> str:
-    changes = ", ".join(f"{key}: {value}" for key, value in variant.overrides.items())
-    return f"{variant.name} ({changes or 'as the run'})"
-
-
-def _evaluated(scores) -> str:
-    targets = ", ".join(f"{task} {number:,}" for task, number in scores.num_targets.items())
-    return f"{scores.num_users:,} users; labelled targets: {targets}"
 
 
 def _write(page: pathlib.Path, comparison: Comparison) -> None:

@@ -6,5 +6,6 @@
 - `predictions.py`: its predictions of the evaluation targets, kept as Parquet.
 - `cost.py`: what it took.
 - `trials.py`: all of them, each once; a restart goes on.
-- `tables.py`: what the page says: means over seeds, significance, cost.
+- `tables.py`, `page.py`: what came of it: means over seeds, significance, cost.
+- `provenance.py`: the code, the machine and the date.
 """
