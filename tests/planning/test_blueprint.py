@@ -6,14 +6,17 @@ import math
 import pytest
 
 from benchmarks.planning import spec_of
-from data.spec import load_spec, parse_spec
+from data.spec import Spec, load_spec, parse_spec
 from modules.embeddings.local_tables import LocalTables
+from modules.embeddings.stacked import MAX_ROWS
+from modules.models.tables import table_dim
 from modules.training.checkpoint.dense import dense_snapshot
 from modules.training.cluster.config import Cluster, parse_cluster
 from modules.training.planning.baseline import Baselines
 from modules.training.planning.batch import synthetic_batch, with_empty_rows
 from modules.training.planning.blueprint import draw
 from modules.training.planning.memory import processes, too_large
+from modules.training.planning.narrow import narrow
 from modules.training.planning.network import traffic
 from modules.training.planning.phase import build, phase_of
 from modules.training.planning.plan import parameters_of
@@ -63,6 +66,35 @@ def test_variables_are_those_that_training_makes(name):
     assert {w.table for w in state} == {"item"}
     assert {w.dtype for w in state} == {"float32", "uint8"}
     assert all(size > 0 for size in drawn.gradients)
+
+
+def test_a_narrowed_model_looks_channels_up_together_as_the_model_does():
+    spec = load_spec("simulator")
+    rows = {table: known.rows for table, known in rows_of(spec, {}).items()}
+    narrowed, few = narrow(spec, rows)
+
+    def together(of: Spec, count: dict[str, int]) -> list[tuple[bool, bool, bool]]:
+        tables = list(of.tables)
+        return [
+            (count[a] <= MAX_ROWS, of.is_large(a, count[a]), table_dim(of, a) == table_dim(of, b))
+            for a in tables
+            for b in tables
+        ]
+
+    assert len({table_dim(spec, t) for t in spec.tables}) > 2 and max(rows.values()) > MAX_ROWS
+    assert together(narrowed, few) == together(spec, rows)
+    assert max(few.values()) < max(rows.values())
+
+
+def test_frozen_weights_are_not_tuned():
+    adapters = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}}
+    every, few = (make_spec(model=SIZES, training=training) for training in ({}, adapters))
+    module, _ = build(few, "finetune", ROWS, synthetic_batch(few, ROWS, SIZE))
+    tuned = sum(math.prod(variable.shape) for variable in module.trainable_variables)
+    assert draw(few, "finetune", ROWS, SIZE).tuned == tuned
+    whole = draw(every, "finetune", ROWS, SIZE)
+    assert whole.tuned == sum(w.elements for w in whole.of("dense", "expert", "small table"))
+    assert tuned < whole.tuned
 
 
 def test_a_trillion_parameters_take_no_memory_and_many_servers():

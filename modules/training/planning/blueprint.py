@@ -25,7 +25,7 @@ from modules.training.planning.batch import synthetic_batch, with_empty_rows
 from modules.training.planning.phase import PhaseName, build, phase_of
 from modules.training.planning.size import BatchSize
 from modules.training.planning.tensors import most_at_once, trace
-from modules.training.step import Step
+from modules.training.step import Step, tables_of
 
 Kind = Literal["dense", "expert", "small table", "large table", "optimizer", "counter"]
 
@@ -64,7 +64,7 @@ class Blueprint:
     """Attributes:
     weights: in the order in which they are made.
     experts: of an MoE-FFN, of which a token goes through one.
-    tuned: parameters that the phase's loss has a gradient for, large tables' rows all counted.
+    tuned: parameters that are trained: the loss has a gradient for them; all rows of large tables.
     gradients: bytes of each that is as large as its weight.
     step_bytes: of all tensors of a step that are there at once, gradients included.
     distinct: rows of each large table that one batch reads, and pushes a gradient for.
@@ -114,7 +114,8 @@ def draw(
         if gradient is not None
     ]
     weights = _classified(recorder, module, of_model, of_step)
-    rows_of_large = [w.elements for w in weights if w.kind == "large table" and w.beside is None]
+    large = {table.name for table in tables_of(module) if table.large and table.trainable}
+    rows_of_large = [w.elements for w in weights if w.table in large and w.beside is None]
     return Blueprint(
         phase=name,
         weights=weights,

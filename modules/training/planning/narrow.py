@@ -9,37 +9,43 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.spec import Spec, parse_spec, table_setting
+from modules.embeddings.stacked import MAX_ROWS
 from modules.embeddings.table import NUM_RESERVED
+from modules.models.tables import table_dim
 from modules.training.input.localize import large_tables
 
 _WIDTH = 2
 """Not 1: a gradient would have other operations, to sum over what was broadcast."""
-_SMALL_ROWS = NUM_RESERVED + 2
-_LARGE_ROWS = _SMALL_ROWS + 1
+_STACKED_ROWS = NUM_RESERVED + 2
+_ALONE_ROWS = MAX_ROWS + 1
 
 
 def narrow(spec: Spec, rows: Mapping[str, int]) -> tuple[Spec, dict[str, int]]:
-    """The spec with the smallest widths, and rows such that small and large tables stay so."""
+    """The spec with the smallest widths, and rows such that small and large tables stay so.
+
+    Tables that are looked up at once (`modules/embeddings/stacked.py`) stay together, others apart.
+    """
+    large = large_tables(spec, rows)
+    fixed = {table: count for table, count in rows.items() if _sized_by_spec(spec, table)}
+    few = {
+        table: min(count, _STACKED_ROWS if count <= MAX_ROWS else _ALONE_ROWS)
+        for table, count in rows.items()
+        if table not in large
+    }
+    small_rows = max([_STACKED_ROWS, *(n for table, n in few.items() if table not in fixed)])
     raw: dict[str, Any] = spec.model_dump(mode="json")
     sizes = raw["model"]
     sizes |= {
         "hidden_dim": _WIDTH * sizes["num_heads"],
         "ffn_dim": _WIDTH,
         "tower_dims": [_WIDTH for _ in sizes["tower_dims"]],
-        "full_softmax_rows": _SMALL_ROWS,
+        "full_softmax_rows": small_rows,
     }
-    for channel in raw["channels"]:
-        if channel["kind"] != "dense" and channel["dim"] is not None:
-            channel["dim"] = _WIDTH
-    large = large_tables(spec, rows)
-    return parse_spec(raw), {
-        table: count
-        if _sized_by_spec(spec, table)
-        else _LARGE_ROWS
-        if table in large
-        else min(count, _SMALL_ROWS)
-        for table, count in rows.items()
-    }
+    dims = sorted({table_dim(spec, table) for table in spec.tables})
+    for channel, narrowed in zip(spec.channels, raw["channels"], strict=True):
+        if channel.kind != "dense":
+            narrowed["dim"] = _WIDTH + dims.index(table_dim(spec, channel.table_name))
+    return parse_spec(raw), dict.fromkeys(large, small_rows + 1) | few | fixed
 
 
 def _sized_by_spec(spec: Spec, table: str) -> bool:

@@ -14,6 +14,7 @@ from modules.models.pretrainer import Pretrainer
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.training.step import LossFn
+from modules.training.tuned import freeze
 
 PhaseName = Literal["pretrain", "finetune"]
 
@@ -34,4 +35,5 @@ def build(
         return pretrainer, pretrainer.loss
     model = UserModel(spec, dict(rows))
     model(batch)
+    freeze(model)
     return model, lambda batch, step: multi_task_loss(model, batch)
