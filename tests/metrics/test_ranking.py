@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from modules.metrics.ranking import hit_rate, ndcg, ranks, reciprocal_rank
+from modules.metrics.ranking import hit_rate, ndcg, ranks, reciprocal_rank, sample_negatives
 
 
 def test_without_ties_a_rank_is_a_place_in_the_order():
@@ -52,3 +52,26 @@ def test_a_constant_model_is_no_better_than_chance():
 )
 def test_metrics_by_hand(metric, expected):
     np.testing.assert_allclose(metric(np.array([1.0, 5.0, 6.0, 100.0]), 5), expected)
+
+
+def test_negatives_are_others_unseen_and_distinct():
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 20, 400)
+    seen = np.stack([np.repeat(np.arange(400), 5), rng.integers(0, 20, 2000)], axis=1)
+    drawn = sample_negatives(right, 20, 14, rng, seen)
+    assert drawn.shape == (400, 14) and drawn.min() >= 0 and drawn.max() < 20
+    for query, row in enumerate(drawn):
+        barred = {right[query], *seen[seen[:, 0] == query, 1]}
+        assert len(set(row)) == 14 and not set(row) & barred
+
+
+def test_negatives_are_uniform():
+    drawn = sample_negatives(np.zeros(20_000, int), 11, 3, np.random.default_rng(1))
+    np.testing.assert_allclose(
+        np.bincount(drawn.ravel(), minlength=11)[1:] / 20_000, 0.3, atol=0.02
+    )
+
+
+def test_too_few_items_are_named():
+    with pytest.raises(ValueError, match="query 1 has 2 items left to draw, but 3"):
+        sample_negatives(np.array([0, 0]), 4, 3, np.random.default_rng(0), np.array([[1, 2]]))
