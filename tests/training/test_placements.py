@@ -16,6 +16,7 @@ from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
 PHASE = {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "table_learning_rate": 0.1}
+ADAPTERS = {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}
 LARGE_FROM = 8
 """Rows; tables on either side of it are in the spec."""
 CLUSTERS = {
@@ -47,10 +48,11 @@ def unexported():
 
 
 def losses(
-    transformed: Transformed, folder, cluster: dict, **config: str
+    transformed: Transformed, folder, cluster: dict, tuning: dict | None = None, **config: str
 ) -> tuple[np.ndarray, list[dict]]:
     """Of every step of fine-tuning from scratch, without dropout; and each epoch's records."""
-    spec = two_phase_spec(training={"pretrain": {"epochs": 0}, "finetune": PHASE})
+    training = {"pretrain": {"epochs": 0}, "finetune": PHASE | (tuning or {})}
+    spec = two_phase_spec(training=training)
     sizes = {"full_softmax_rows": LARGE_FROM, "dropout": 0.0}
     spec = spec.model_copy(update={"model": spec.model.model_copy(update=sizes)})
     cluster = cluster | {"report_every_steps": 1}
@@ -78,6 +80,21 @@ def test_losses_of_every_step_are_those_of_one_process(placement, transformed, a
         assert epoch.keys() == expected.keys()
         for name in expected.keys() - {"phase"}:
             np.testing.assert_allclose(epoch[name], expected[name], rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("placement", ["mirrored", "parameter_server", "hybrid"])
+def test_what_is_frozen_is_frozen_everywhere(placement, transformed, frozen_alone, tmp_path):
+    """Large tables too: were one of them trained, the losses would part."""
+    steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement], ADAPTERS)
+    np.testing.assert_allclose(steps, frozen_alone.steps, atol=1e-4)
+    assert [e["tuned_share"] for e in epochs] == [e["tuned_share"] for e in frozen_alone.epochs]
+
+
+@pytest.fixture(scope="module")
+def frozen_alone(transformed, tmp_path_factory) -> types.SimpleNamespace:
+    steps, epochs = losses(transformed, tmp_path_factory.mktemp("frozen"), {}, ADAPTERS)
+    assert all(0 < epoch["tuned_share"] < 0.9 for epoch in epochs)
+    return types.SimpleNamespace(steps=steps, epochs=epochs)
 
 
 def test_a_run_goes_on_under_another_placement(transformed, alone, tmp_path, monkeypatch):
