@@ -10,11 +10,12 @@ from data.spec import Spec, load_spec, parse_spec
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.stacked import MAX_ROWS
 from modules.models.tables import table_dim
+from modules.models.user_model import UserModel
 from modules.training.checkpoint.dense import dense_snapshot
 from modules.training.cluster.config import Cluster, parse_cluster
 from modules.training.planning.baseline import Baselines
 from modules.training.planning.batch import synthetic_batch, with_empty_rows
-from modules.training.planning.blueprint import draw
+from modules.training.planning.blueprint import draw, total
 from modules.training.planning.memory import processes, too_large
 from modules.training.planning.narrow import narrow
 from modules.training.planning.network import traffic
@@ -24,6 +25,7 @@ from modules.training.planning.recommend import recommend
 from modules.training.planning.rows import rows_of
 from modules.training.planning.size import BatchSize
 from modules.training.step import Step
+from modules.training.tuned import freeze, tuned_share
 from tests.modules.conftest import ROWS, make_spec
 
 SIZE = BatchSize(instances=3, events=5, targets=2)
@@ -86,15 +88,20 @@ def test_a_narrowed_model_looks_channels_up_together_as_the_model_does():
     assert max(few.values()) < max(rows.values())
 
 
-def test_frozen_weights_are_not_tuned():
-    adapters = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}}
-    every, few = (make_spec(model=SIZES, training=training) for training in ({}, adapters))
-    module, _ = build(few, "finetune", ROWS, synthetic_batch(few, ROWS, SIZE))
-    tuned = sum(math.prod(variable.shape) for variable in module.trainable_variables)
-    assert draw(few, "finetune", ROWS, SIZE).tuned == tuned
-    whole = draw(every, "finetune", ROWS, SIZE)
-    assert whole.tuned == sum(w.elements for w in whole.of("dense", "expert", "small table"))
-    assert tuned < whole.tuned
+def test_what_is_frozen_is_neither_tuned_nor_has_state(drawn):
+    tuning = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}}
+    spec = make_spec(model=dict(_spec().model), training=tuning)
+    frozen = draw(spec, "finetune", ROWS, SIZE)
+    model = UserModel(spec, ROWS)
+    model(with_empty_rows(synthetic_batch(spec, ROWS, SIZE), spec, ROWS))
+    everything = sum(w.elements for w in drawn.of("dense", "expert", "small table"))
+    everything += sum(w.elements for w in drawn.of("large table") if w.beside is None)
+    freeze(model)
+    assert frozen.tuned == pytest.approx(tuned_share(model) * everything)
+    assert drawn.tuned <= everything
+    of_large = frozen.of("large table")
+    assert [w.table for w in of_large] == ["item"] and of_large[0].beside is None
+    assert total(frozen.of("optimizer")) < total(drawn.of("optimizer")) / 2
 
 
 def test_a_trillion_parameters_take_no_memory_and_many_servers():
