@@ -184,7 +184,7 @@ class Task(_Strict):
     group_by: Literal["user_id"] | None = "user_id"
     """GAUC's groups; null reports none."""
     weight: Annotated[float, pydantic.Field(gt=0.0)] = 1.0
-    """Static λ of eq. 9."""
+    """λ of eq. 9, unless `training.finetune.weighting` finds others."""
     oracle: str | None = None
     """Column with the label's true probability, where a simulator knows it (never an input)."""
     thresholds: Thresholds = Thresholds()
@@ -248,8 +248,12 @@ class Split(_Strict):
 class Model(_Strict):
     """Which model, and its sizes (DESIGN §4.4)."""
 
-    architecture: Literal["supermoe", "bert", "aetn", "nextitnet"] = "supermoe"
+    architecture: Literal[
+        "supermoe", "bert", "aetn", "nextitnet", "shared_bottom", "mmoe", "ple"
+    ] = "supermoe"
     """What `modules/models/architectures.py` puts together."""
+    heads: Literal["towers", "shared_bottom", "mmoe", "ple"] | None = None
+    """What stands between H and the tasks' logits; the architecture's own unless given."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
     num_heads: Annotated[int, pydantic.Field(ge=1)] = 4
@@ -268,6 +272,12 @@ class Model(_Strict):
     router_z_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.001
     tower_dims: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (64,)
     """Hidden layers of a tower over [H, candidate, H·candidate, context]; () is eq. 8's linear."""
+    shared_experts: Annotated[int, pydantic.Field(ge=0)] = 4
+    """mmoe, ple: experts that all tasks mix, each a layer of `hidden_dim`."""
+    task_experts: Annotated[int, pydantic.Field(ge=1)] = 2
+    """ple: experts of each task's own, at every level."""
+    extraction_levels: Annotated[int, pydantic.Field(ge=1)] = 2
+    """ple: how often experts are mixed and mixtures go to the next experts."""
     dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
     mixed_precision: bool = False
     full_softmax_rows: Annotated[int, pydantic.Field(ge=0)] = 20_000
@@ -281,6 +291,16 @@ class Model(_Strict):
                 f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}"
             )
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _mmoe_has_experts(self) -> Model:
+        if (self.heads or self.architecture) == "mmoe" and not self.shared_experts:
+            raise ValueError("mmoe mixes shared experts: 'shared_experts' must be at least 1")
+        return self
+
+
+NOT_PRETRAINED = ("shared_bottom", "mmoe", "ple")
+"""Architectures that only fine-tune."""
 
 
 class Phase(_Strict):
@@ -324,6 +344,20 @@ class Finetuning(Phase):
     FineCLS, and FineLast of the encoder's last one or two layers."""
     adapters: Adapters | None = None
     """Goes with `tune: adapters`."""
+    weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
+    """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
+    the task's `weight`, or, of gradnorm and bilevel, start there."""
+    weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
+    """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
+    1 unless given."""
+
+    @pydantic.model_validator(mode="after")
+    def _rates_go_with_learned_weights(self) -> Finetuning:
+        if self.weighting_rate is not None and self.weighting in ("static", "pcgrad"):
+            raise ValueError(
+                f"weighting {self.weighting} learns no λ: it takes no 'weighting_rate'"
+            )
+        return self
 
 
 class Training(_Strict):
@@ -408,6 +442,19 @@ class Spec(_Strict):
 
     def task(self, name: str) -> Task:
         return next(t for t in self.tasks if t.name == name)
+
+    def with_tasks(self, *names: str) -> Spec:
+        """The same without other tasks. Context that only they may not see enters the encoder.
+
+        Raises:
+          SpecError: no such task; or what is left makes no sense.
+        """
+        if unknown := set(names) - {t.name for t in self.tasks}:
+            known = ", ".join(t.name for t in self.tasks)
+            raise SpecError(f"tasks: no {', '.join(sorted(unknown))}; there are {known}")
+        raw = self.model_dump(mode="json")
+        raw["tasks"] = [task for task in raw["tasks"] if task["name"] in names]
+        return parse_spec(raw)
 
     def context_for(self, task: Task) -> tuple[Channel, ...]:
         """Context channels the task's tower may see: never the column that is its label."""
@@ -559,6 +606,11 @@ class Spec(_Strict):
         pretrain, finetune = self.training.pretrain, self.training.finetune
         if not pretrain.epochs:
             return self
+        if self.model.architecture in NOT_PRETRAINED:
+            raise ValueError(
+                f"training: {self.model.architecture} has no pre-training; skip the phase with"
+                " 'training.pretrain.epochs: 0'"
+            )
         if pretrain.objective == "next_event" and self.sequence.targets != "causal":
             raise ValueError(
                 "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"

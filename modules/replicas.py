@@ -23,6 +23,12 @@ def share_of_mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(total, count)
 
 
+def share_of_same(value: tf.Tensor) -> tf.Tensor:
+    """This replica's share of what every replica computed alike."""
+    context = tf.distribute.get_replica_context()
+    return value if context is None else value / context.num_replicas_in_sync
+
+
 def replica_id() -> tf.Tensor:
     """This replica's number in a synchronous step, int32 scalar; 0 outside of one."""
     context = tf.distribute.get_replica_context()

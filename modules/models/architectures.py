@@ -9,7 +9,11 @@ from data.spec import Spec
 from modules.models.aetn import aetn
 from modules.models.bert import Bert
 from modules.models.encoder import Encoder
+from modules.models.event_mean import EventMean
+from modules.models.mmoe import mmoe
 from modules.models.nextitnet import NextItNet
+from modules.models.ple import ple
+from modules.models.shared_bottom import shared_bottom
 from modules.models.supermoe import SuperMoE
 from modules.models.tables import Tables
 from modules.models.towers import Towers
@@ -28,6 +32,10 @@ class Architecture(NamedTuple):
     pretraining: Callable[[Spec, Tables], Any] | None
 
 
+HEADS = {"towers": Towers, "shared_bottom": shared_bottom, "mmoe": mmoe, "ple": ple}
+"""What `model.heads` may put in place of an architecture's own."""
+
+
 def channel_prediction(spec: Spec, tables: Tables) -> Any:
     """What `training.pretrain.objective` names."""
     objectives = {"masked_channels": MaskedChannelPrediction, "next_event": NextEventPrediction}
@@ -39,4 +47,7 @@ ARCHITECTURES = {
     "bert": Architecture(Bert, Towers, channel_prediction),
     "aetn": Architecture(aetn, Towers, DenoisingAutoencoder),
     "nextitnet": Architecture(NextItNet, Towers, channel_prediction),
+    "shared_bottom": Architecture(EventMean, shared_bottom, None),
+    "mmoe": Architecture(EventMean, mmoe, None),
+    "ple": Architecture(EventMean, ple, None),
 }

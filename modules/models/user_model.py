@@ -10,9 +10,10 @@ import tf_keras as keras
 from data.spec import Spec, Task
 from modules.features import Batch, suffix_features, visible_suffixes
 from modules.layers.adapter import block_patches
-from modules.models.architectures import ARCHITECTURES
+from modules.models.architectures import ARCHITECTURES, HEADS
 from modules.models.encoder import Encoded, Encoder, LayeredEncoder
 from modules.models.tables import embedding_tables
+from modules.objectives.weighting.methods import WEIGHTINGS
 
 
 class UserModel(keras.Model):
@@ -25,6 +26,7 @@ class UserModel(keras.Model):
       patches: adapters of the encoder's blocks, which stay what pre-training handed over; None
         without `training.finetune.adapters`.
       heads: `(user, batch, tasks, training) -> {task: logits [B, K, 1 or classes]}`.
+      weighting: how the tasks' losses are weighed (`modules/objectives/weighting`).
     """
 
     def __init__(self, spec: Spec, rows: dict[str, int], name: str = "user_model"):
@@ -35,7 +37,9 @@ class UserModel(keras.Model):
         self.encoder = architecture.encoder(spec, self.tables)
         adapters = spec.training.finetune.adapters
         self.patches = block_patches(_layered(self.encoder).blocks, adapters) if adapters else None
-        self.heads = architecture.heads(spec, self.tables)
+        heads = HEADS[spec.model.heads] if spec.model.heads else architecture.heads
+        self.heads = heads(spec, self.tables)
+        self.weighting = WEIGHTINGS[spec.training.finetune.weighting](spec)
         self._pooling = self.encoder.pooling
 
     def user_embedding(self, batch: Batch) -> tf.Tensor:
@@ -53,8 +57,8 @@ class UserModel(keras.Model):
         Returns:
           {task: float32 [B, K] (multiclass [B, K, C])} and the router statistics.
         """
-        user, aux = self._target_embeddings(batch, training)
-        return self._logits(user, batch, self.spec.tasks, training), aux
+        user, aux = self.target_embeddings(batch, training)
+        return self.target_logits(user, batch, training), aux
 
     def serve(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Logits per impression task [B, K], per user task [B].
@@ -66,7 +70,7 @@ class UserModel(keras.Model):
             at_end = self.user_embedding(batch)
 
             def at_each_target() -> tf.Tensor:
-                return self._target_embeddings(batch, training=False)[0]
+                return self.target_embeddings(batch, training=False)[0]
 
         else:
             encoded = self._encode(batch, training=False)
@@ -104,8 +108,9 @@ class UserModel(keras.Model):
             return self.encoder(batch, training=training)
         return _layered(self.encoder)(batch, training=training, patches=self.patches)
 
-    def _target_embeddings(self, batch: Batch, training: bool) -> tuple[tf.Tensor, tuple]:
-        """H at every target [B, K, D], over the events the target may see."""
+    def target_embeddings(self, batch: Batch, training: bool) -> tuple[tf.Tensor, tuple]:
+        """H at every target, float32 [B, K, D], over the events the target may see; and the router
+        statistics."""
         if self.spec.sequence.targets == "causal":
             encoded = self._encode(batch, training=training)
             return self._prefix_embeddings(encoded, batch), encoded.aux
@@ -116,6 +121,10 @@ class UserModel(keras.Model):
             [tf.shape(batch["target_mask"], tf.int64), [self.spec.model.hidden_dim]], 0
         )
         return tf.scatter_nd(places, pooled, shape), encoded.aux
+
+    def target_logits(self, user: tf.Tensor, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
+        """Logits of every task from H at every target, as `call` returns them."""
+        return self._logits(user, batch, self.spec.tasks, training)
 
     def _prefix_embeddings(self, encoded: Encoded, batch: Batch) -> tf.Tensor:
         """Causal H: index p of the prefixes has seen the leading token and p events."""

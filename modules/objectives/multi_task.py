@@ -7,23 +7,25 @@ import tensorflow as tf
 from modules.features import Batch
 from modules.models.user_model import UserModel
 from modules.objectives.router import router_loss, router_values
-from modules.objectives.task_loss import task_loss, weighted_total
 
 
-def multi_task_loss(model: UserModel, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Eq. 9 with static λ over eq. 3's losses, plus the routers' losses.
+def multi_task_loss(
+    model: UserModel, batch: Batch, step: tf.Tensor | int = 0
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Eq. 9 over eq. 3's losses, λ as `training.finetune.weighting` finds them, plus the routers'
+    losses.
 
     Returns:
-      The loss, and what to record: `train/<task>/loss` and `expert_load` [MoE-FFNs, E].
+      The loss, and what to record: `train/<task>/loss`, `lambda/<task>` unless static, and
+      `expert_load` [MoE-FFNs, E].
     """
-    spec = model.spec
-    logits, aux = model(batch, training=True)
-    losses = {
-        task.name: task_loss(
-            task, logits[task.name], batch[task.label_feature], batch["target_mask"]
-        )[0]
-        for task in spec.tasks
-    }
-    total = weighted_total(losses, {task.name: task.weight for task in spec.tasks})
-    values = {f"train/{name}/loss": loss for name, loss in losses.items()}
-    return total + router_loss(aux, spec.model), values | router_values(aux)
+    user_BKD, aux = model.target_embeddings(batch, training=True)
+    weighted = model.weighting(
+        user_BKD,
+        lambda user_BKD: model.target_logits(user_BKD, batch, training=True),
+        batch,
+        tf.convert_to_tensor(step, tf.int64),
+    )
+    values = {f"train/{name}/loss": loss for name, loss in weighted.losses.items()}
+    values |= {f"lambda/{name}": value for name, value in weighted.lambdas.items()}
+    return weighted.total + router_loss(aux, model.spec.model), values | router_values(aux)

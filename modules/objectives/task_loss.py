@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from data import spec as spec_lib
+from modules.features import Batch
 from modules.replicas import share_of_mean, sum_over_replicas
 
 
@@ -38,6 +39,24 @@ def task_loss(
     count = sum_over_replicas(tf.reduce_sum(delta_BK))
     loss_BK = _elementwise(task.type, logits_BK, labels_BK)
     return share_of_mean(tf.reduce_sum(delta_BK * loss_BK), count), count
+
+
+def task_losses(
+    tasks: Sequence[spec_lib.Task],
+    logits: Mapping[str, tf.Tensor],
+    batch: Batch,
+    mask_BK: tf.Tensor,
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """`task_loss` of every task's labels in a batch: the losses and the Σδ, by name.
+
+    Args:
+      mask_BK: bool, the targets that count.
+    """
+    both = {
+        task.name: task_loss(task, logits[task.name], batch[task.label_feature], mask_BK)
+        for task in tasks
+    }
+    return {n: loss for n, (loss, _) in both.items()}, {n: count for n, (_, count) in both.items()}
 
 
 def _elementwise(kind: str, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

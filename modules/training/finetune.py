@@ -76,7 +76,7 @@ def program(fn_args: FnArgs) -> Program:
         transform_output,
         spec.training.finetune,
         build,
-        lambda model, batch, _: multi_task_loss(model, batch),
+        multi_task_loss,
         warm_start=start,
         at_epoch_end=at_epoch_end,
     )

@@ -24,7 +24,7 @@ RowGradients = dict[str, tf.Tensor]
 _CLIP_NORM = 1.0
 _WARMUP_FRACTION = 0.05
 _FINAL_RATE = 0.1
-_UNDECAYED = r"(^|/)(bias|beta|gamma):0$"
+_UNDECAYED = r"(^|/)(bias|beta|gamma|log_lambda):0$"
 """Weight decay is for what multiplies; anchored, as a task or channel may be called anything."""
 
 

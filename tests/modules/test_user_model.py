@@ -198,6 +198,7 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
         sequence=spec.sequence.model_dump(),
         tasks=[{"name": "click", "label": "clicked"}],
         model=spec.model.model_dump() | {"dropout": 0.0},
+        training={"pretrain": {"epochs": 0}},
     )
     keras.utils.set_random_seed(3)
     rng = np.random.default_rng(3)

@@ -36,4 +36,4 @@ def build(
     model = UserModel(spec, dict(rows))
     model(batch)
     freeze(model)
-    return model, lambda batch, step: multi_task_loss(model, batch)
+    return model, lambda batch, step: multi_task_loss(model, batch, step)
