@@ -299,10 +299,6 @@ class Model(_Strict):
         return self
 
 
-NOT_PRETRAINED = ("shared_bottom", "mmoe", "ple")
-"""Architectures that only fine-tune."""
-
-
 class Phase(_Strict):
     """One training phase. `epochs: 0` skips it."""
 
@@ -637,6 +633,8 @@ class Spec(_Strict):
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
 """Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
+NOT_PRETRAINED = ("shared_bottom", "mmoe", "ple")
+"""Architectures that only fine-tune."""
 
 _TABLE_SETTINGS = (
     "kind",

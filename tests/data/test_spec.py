@@ -144,6 +144,15 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         ),
         (_predicting_next("nextitnet", "expanded"), "needs 'sequence.targets: causal'"),
         (_predicting_next("aetn", "causal"), "aetn is a denoising autoencoder"),
+        (
+            _changed(training={"finetune": {"weighting": "pcgrad", "weighting_rate": 2.0}}),
+            "weighting pcgrad learns no λ: it takes no 'weighting_rate'",
+        ),
+        (
+            _changed(model={"architecture": "ple"}),
+            "ple has no pre-training; skip the phase with 'training.pretrain.epochs: 0'",
+        ),
+        (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
     ],
@@ -168,6 +177,21 @@ def test_without_pre_training_nothing_needs_to_be_predicted():
     raw = _unpredicted()
     raw["training"]["pretrain"]["epochs"] = 0
     assert not parse_spec(raw).mcp_channels
+
+
+def test_with_some_tasks_only_all_else_stays():
+    spec = load_spec("simulator")
+    fewer = spec.with_tasks("night_owl", "click")
+    assert [task.name for task in fewer.tasks] == ["click", "night_owl"]
+    assert fewer.model_copy(update={"tasks": spec.tasks}) == spec
+    with pytest.raises(SpecError, match="tasks: no clicks; there are click, conversion"):
+        spec.with_tasks("clicks")
+
+
+def test_what_only_a_task_may_not_see_reaches_the_others_encoder():
+    spec = load_spec("kuairand_pure")
+    assert "fans_range" not in {c.name for c in spec.encoder_context}
+    assert "fans_range" in {c.name for c in spec.with_tasks("click").encoder_context}
 
 
 def test_every_bad_key_is_named_at_once():

@@ -33,6 +33,7 @@ class Small(tf.Module):
         self.dense = keras.layers.Dense(3, name="norm_bias_beta", bias_initializer="ones")
         self.norm = keras.layers.LayerNormalization(beta_initializer="ones")
         self.norm(self.dense(tf.ones([1, 2])))
+        self.log_lambda = tf.Variable([1.0, -2.0], name="log_lambda")
 
     @property
     def kernel(self) -> tf.Variable:
@@ -40,7 +41,7 @@ class Small(tf.Module):
 
     @property
     def undecayed(self) -> list[tf.Variable]:
-        return [self.dense.bias, self.norm.gamma, self.norm.beta]
+        return [self.dense.bias, self.norm.gamma, self.norm.beta, self.log_lambda]
 
 
 def train(module, loss_fn, batches, tmp_path, **changes):

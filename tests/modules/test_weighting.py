@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 import types
 import typing
 
@@ -479,3 +481,58 @@ def test_lambdas_are_trained_with_the_model_and_saved_and_told(name, tmp_path):
 
 def _saved(model):
     return dense_snapshot(trained_objects(model), large_shards(model))
+
+
+def test_replicas_weigh_as_one_process_does():
+    """Two devices need a process of their own."""
+    child = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+def weigh_in_parts() -> None:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for name in sorted(WEIGHTINGS.keys() - {"static"}):
+        spec = spec_of(name, 1.0, 2.0, 0.5)
+        user_BKD, logits_of, batch, _ = problem(spec)
+        parts = _halves(strategy, batch | {"user": user_BKD})
+        with strategy.scope():
+            method = WEIGHTINGS[name](spec)
+
+        @tf.function(autograph=False)
+        def shares(part, method=method, logits_of=logits_of):
+            variables = list(method.trainable_variables) if isinstance(method, tf.Module) else []
+            with tf.GradientTape() as tape:
+                step = tf.constant(0, tf.int64)
+                out = method(part["user"], logits_of, part, step)
+            return out.total, list(out.lambdas.values()), tape.gradient(out.total, variables)
+
+        values = strategy.run(shares, args=(parts,))
+        one, other = (
+            tf.nest.map_structure(lambda v, i=i: strategy.experimental_local_results(v)[i], values)
+            for i in range(2)
+        )
+        if name == "bilevel":  # holds out rows of each replica
+            np.testing.assert_allclose(one[2][0], other[2][0], atol=1e-6)
+            assert np.abs(one[2][0]).max() > 0
+            continue
+        alone = weigh(WEIGHTINGS[name](spec), spec)
+        np.testing.assert_allclose(one[0] + other[0], alone.total, rtol=1e-5)
+        np.testing.assert_allclose(
+            np.add(one[1], other[1]), [*alone.lambdas.values()], rtol=1e-5, err_msg=name
+        )
+        for a, b, whole in zip(one[2], other[2], alone.by_lambda, strict=True):
+            np.testing.assert_allclose(a + b, whole, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def _halves(strategy, batch):
+    def part(context):
+        place = context.replica_id_in_sync_group
+        return {name: value[place::2] for name, value in batch.items()}
+
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+if __name__ == "__main__":
+    weigh_in_parts()
