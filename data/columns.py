@@ -98,6 +98,9 @@ def event_columns(spec: Spec) -> tuple[Column, ...]:
         *_channels(spec, "candidate"),
         *_labels(spec, "impression"),
     ]
+    if spec.source.where is not None:
+        domain = spec.source.where.column
+        columns.append(Column(f"{domain}:category", domain, "category", "source.where"))
     return _distinct(columns)
 
 

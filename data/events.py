@@ -16,9 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.casting import Problems, cast, is_null, single_array
-from data.columns import IDENTITY, ORDER, TARGET, Chunk, Column, File, SourceError
+from data.columns import (
+    IDENTITY,
+    ORDER,
+    TARGET,
+    Chunk,
+    Column,
+    File,
+    SourceError,
+    event_columns,
+)
 from data.dead_letters import DeadLetter
 from data.identity import row_identity
+from data.spec import Spec
 
 
 def conform(
@@ -67,6 +77,21 @@ def conform(
         letters += _dead_letters(chunk, file, bad, problems)
         table = table.filter(pa.array(~bad))
     return table, letters
+
+
+def select_domain(table: pa.Table, spec: Spec) -> pa.Table:
+    """The conformed events that `source.where` wants: others are gone, or have no label."""
+    where = spec.source.where
+    if where is None:
+        return table
+    column = single_array(table[f"{where.column}:category"]).cast(pa.string())
+    wanted = pc.is_in(column, value_set=pa.array(where.values))
+    if where.of == "events":
+        return table.filter(wanted)
+    columns = event_columns(spec)
+    arrays = {name: single_array(table[name]) for name in table.column_names}
+    _hide_labels(arrays, columns, wanted)
+    return pa.table(arrays)
 
 
 def drop_duplicates(table: pa.Table) -> tuple[pa.Table, int]:

@@ -115,6 +115,8 @@ class _Read(beam.DoFn):
             for chunk in sources.read(file, spec):
                 table, letters = events.conform(chunk, file, columns)
                 counts = {f"rows.{role}": table.num_rows, "dead_letters": len(letters)}
+                if role == "events":
+                    table = events.select_domain(table, spec)
                 yield beam.pvalue.TaggedOutput("tally", Tally(collections.Counter(counts)))
                 for letter in letters:
                     yield beam.pvalue.TaggedOutput("dead_letters", letter.to_json())
@@ -261,6 +263,12 @@ def check(tally: Tally, spec: Spec, dead_letters: str) -> None:
         raise IngestionError(
             f"{dead} of {rows} rows are malformed, over source.max_dead_letter_fraction"
             f" {limit}: see {dead_letters}"
+        )
+    where = spec.source.where
+    if where is not None and not counts["events"] and counts["rows.events"]:
+        raise IngestionError(
+            f"none of the {counts['rows.events']} events is wanted: source.where.column"
+            f" {where.column!r} is never one of {list(where.values)}"
         )
     if not counts["events"]:
         raise IngestionError(

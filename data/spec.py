@@ -198,6 +198,17 @@ class Task(_Strict):
         return f"oracle_{self.name}"
 
 
+class Where(_Strict):
+    """One domain of many: a tab, an app, a kind of traffic (KEEP's sub-domain)."""
+
+    column: str
+    """Of the event table, as text."""
+    values: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    """The domain's; a missing one is none of them."""
+    of: Literal["events", "targets"] = "events"
+    """`events`: others are left out; `targets`: others are history, and no one's label."""
+
+
 class Source(_Strict):
     """Where events come from. `format` picks the reader in `data/sources`."""
 
@@ -206,6 +217,8 @@ class Source(_Strict):
     """Folder (kuairand, movielens) or glob of Parquet/CSV/JSONL files (tabular)."""
     users: str = ""
     """tabular: glob of the user table, one row a user; optional."""
+    where: Where | None = None
+    """The events or targets wanted; all unless given."""
     max_dead_letter_fraction: Fraction = 0.01
     """More malformed rows than this and the run fails."""
 
@@ -249,7 +262,17 @@ class Model(_Strict):
     """Which model, and its sizes (DESIGN §4.4)."""
 
     architecture: Literal[
-        "supermoe", "bert", "aetn", "nextitnet", "shared_bottom", "mmoe", "ple"
+        "supermoe",
+        "bert",
+        "aetn",
+        "nextitnet",
+        "mtssl",
+        "shared_bottom",
+        "mmoe",
+        "ple",
+        "din",
+        "can",
+        "two_tower",
     ] = "supermoe"
     """What `modules/models/architectures.py` puts together."""
     heads: Literal["towers", "shared_bottom", "mmoe", "ple"] | None = None
@@ -340,6 +363,9 @@ class Finetuning(Phase):
     FineCLS, and FineLast of the encoder's last one or two layers."""
     adapters: Adapters | None = None
     """Goes with `tune: adapters`."""
+    pairwise_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
+    """α of KEEP's eq. 3: weight of ranking a user's targets by pairs, beside each task's own loss;
+    of binary tasks per impression."""
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
     the task's `weight`, or, of gradnorm and bilevel, start there."""
@@ -384,6 +410,17 @@ class Evaluation(_Strict):
         return self
 
 
+class Knowledge(_Strict):
+    """KEEP (Zhang et al. 2022): what extracted vectors are about, and which ones a model reads."""
+
+    item: Name
+    """Candidate channel that identifies the item."""
+    category: Name | None = None
+    """Candidate channel of the item's category."""
+    path: str = ""
+    """Folder of exported vectors that are plugged into the model; '': none are."""
+
+
 class Spec(_Strict):
     name: Name
     source: Source
@@ -400,6 +437,7 @@ class Spec(_Strict):
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    knowledge: Knowledge | None = None
 
     def scope(self, scope: Scope) -> tuple[Channel, ...]:
         return tuple(c for c in self.channels if c.scope == scope)
@@ -598,6 +636,24 @@ class Spec(_Strict):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _knowledge_is_of_candidates(self) -> Spec:
+        if self.knowledge is None:
+            return self
+        single = {
+            c.name
+            for c in self.scope("candidate")
+            if not isinstance(c, DenseChannel) and not c.multi_valued
+        }
+        for key in ("item", "category"):
+            name = getattr(self.knowledge, key)
+            if name is not None and name not in single:
+                raise ValueError(
+                    f"knowledge: {key} {name!r} isn't a single-valued id or category channel of"
+                    f" scope 'candidate'; those are {sorted(single)}"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _phases_are_possible(self) -> Spec:
         pretrain, finetune = self.training.pretrain, self.training.finetune
         if not pretrain.epochs:
@@ -612,12 +668,12 @@ class Spec(_Strict):
                 "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"
                 " encoder that sees later events has nothing to predict"
             )
-        if pretrain.objective == "next_event" and self.model.architecture == "aetn":
+        if pretrain.objective == "next_event" and self.model.architecture in OWN_PRETRAINING:
             raise ValueError(
-                "training.pretrain: aetn is a denoising autoencoder: it takes 'objective:"
-                " masked_channels'"
+                f"training.pretrain: {self.model.architecture} has a pre-training of its own: it"
+                " takes no 'objective: next_event'"
             )
-        if not self.mcp_channels:
+        if not self.mcp_channels and self.model.architecture != "mtssl":
             raise ValueError(
                 "training: pre-training predicts channels, and no channel has"
                 " 'mask_prediction: true'; mark the important sequence channels, or skip the"
@@ -633,8 +689,10 @@ class Spec(_Strict):
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
 """Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
-NOT_PRETRAINED = ("shared_bottom", "mmoe", "ple")
+NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "din", "can", "two_tower"})
 """Architectures that only fine-tune."""
+OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
+"""Architectures with a pre-training of their own, no `training.pretrain.objective`."""
 
 _TABLE_SETTINGS = (
     "kind",

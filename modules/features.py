@@ -9,6 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from data.spec import Channel, DenseChannel, Spec
+from modules.embeddings.knowledge import NOTHING
 from modules.embeddings.table import MISSING, PAD, rows_key
 
 Batch = dict[str, tf.Tensor]
@@ -98,8 +99,16 @@ def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
     return ragged | kept
 
 
+def knowledge_features(spec: Spec) -> dict[str, str]:
+    """Features that hold a target's keys of extracted vectors -> their candidate channels."""
+    if spec.knowledge is None:
+        return {}
+    named = {"item": spec.knowledge.item, "category": spec.knowledge.category}
+    return {f"knowledge_{kind}": name for kind, name in named.items() if name is not None}
+
+
 def target_features(spec: Spec) -> list[str]:
-    names = ["target_position", "target_split"]
+    names = ["target_position", "target_split", *knowledge_features(spec)]
     names += [c.feature for c in spec.scope("candidate")]
     names += [f for t in spec.tasks for f in (t.label_feature, t.oracle_feature)]
     return names
@@ -116,6 +125,8 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
       sequence_<channel> [B, L(, V)], sequence_mask bool [B, L], context_<channel> [B(, V)],
       candidate_<channel> [B, K(, V)], target_position int64 [B, K], target_mask bool [B, K],
       label_<task> float32 [B, K] where present. Padding: row 0, NaN for dense and labels.
+      Where the spec plugs knowledge in: its keys, int64 knowledge_user [B], knowledge_item and
+      knowledge_category [B, K], `NOTHING` for padding and what isn't given.
     """
     num_events, num_targets = lengths(ragged, spec)
     max_events = _round_up(tf.reduce_max(tf.concat([[0], num_events], 0)), length_multiple)
@@ -146,7 +157,23 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
             batch[task.label_feature] = ragged[task.label_feature].to_tensor(
                 default_value=float("nan"), shape=target_shape
             )
+    if spec.knowledge is not None and spec.knowledge.path:
+        batch |= _knowledge_keys(ragged, one_each, batch["target_mask"])
     return batch
+
+
+def _knowledge_keys(ragged: Ragged, one_each: tf.Tensor, target_mask: tf.Tensor) -> Batch:
+    def keys(feature: str, mask: tf.Tensor) -> tf.Tensor:
+        if feature not in ragged:
+            return tf.fill(tf.shape(mask), tf.constant(NOTHING, tf.int64))
+        shape = tf.stack([-1, tf.shape(mask, tf.int64)[1]])
+        return ragged[feature].to_tensor(default_value=NOTHING, shape=shape)
+
+    return {
+        "knowledge_user": keys("knowledge_user", one_each)[:, 0],
+        "knowledge_item": keys("knowledge_item", target_mask),
+        "knowledge_category": keys("knowledge_category", target_mask),
+    }
 
 
 def visible_suffixes(batch: Batch, spec: Spec) -> tuple[Batch, tf.Tensor]:
@@ -160,6 +187,18 @@ def visible_suffixes(batch: Batch, spec: Spec) -> tuple[Batch, tf.Tensor]:
     places = tf.where(batch["target_mask"])
     end = tf.gather_nd(batch["target_position"], places)
     rows = suffix_features(batch, spec, places[:, 0], end)
+    return rows, places
+
+
+def single_targets(batch: Batch, spec: Spec) -> tuple[Batch, tf.Tensor]:
+    """`visible_suffixes` with each row's own target: candidate features [N, 1(, V)]."""
+    rows, places = visible_suffixes(batch, spec)
+    for channel in spec.scope("candidate"):
+        rows[channel.feature] = tf.gather_nd(batch[channel.feature], places)[:, tf.newaxis]
+    for feature in {"knowledge_item", "knowledge_category"} & batch.keys():
+        rows[feature] = tf.gather_nd(batch[feature], places)[:, tf.newaxis]
+    if "knowledge_user" in batch:
+        rows["knowledge_user"] = tf.gather(batch["knowledge_user"], places[:, 0])
     return rows, places
 
 

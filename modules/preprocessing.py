@@ -22,7 +22,9 @@ from data.spec import (
     parse_spec,
     table_setting,
 )
+from modules.embeddings.knowledge import keys_of
 from modules.embeddings.table import MISSING, NUM_RESERVED
+from modules.features import knowledge_features
 
 Features = dict[str, tf.Tensor | tf.RaggedTensor]
 Map = Callable[[tf.Tensor], tf.Tensor]
@@ -46,6 +48,10 @@ def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Feature
     for channel in spec.channels:
         if isinstance(channel, DenseChannel):
             outputs[channel.feature] = _normalize(channel, spec, inputs)
+    if spec.knowledge is not None:
+        outputs["knowledge_user"] = _map_flat(inputs["user_id"], keys_of)
+        for feature, name in knowledge_features(spec).items():
+            outputs[feature] = _map_flat(inputs[f"candidate_{name}"], keys_of)
     return outputs
 
 

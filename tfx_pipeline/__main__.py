@@ -24,6 +24,7 @@ COMMANDS = (
     "serve",
     "predict",
     "embed",
+    "extract",
     "launch",
     "manifests",
     "plan",

@@ -36,9 +36,13 @@ class Tower(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """float [..., D] -> float32 [..., output_dim], no activation."""
+        return self.logits(self.last_hidden(x, training))
+
+    def last_hidden(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The layer before the logits: float [..., D] -> [..., hidden_dims[-1]] (D if none)."""
         for layer in self.hidden:
             x = self.dropout(layer(x), training=training)
-        return self.logits(x)
+        return x
 
     def get_config(self) -> dict:
         return super().get_config() | self._config

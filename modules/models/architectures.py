@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from data.spec import Spec
 from modules.models.aetn import aetn
 from modules.models.bert import Bert
+from modules.models.can import can_towers
+from modules.models.din import din_towers
 from modules.models.encoder import Encoder
 from modules.models.event_mean import EventMean
 from modules.models.mmoe import mmoe
@@ -17,6 +19,8 @@ from modules.models.shared_bottom import shared_bottom
 from modules.models.supermoe import SuperMoE
 from modules.models.tables import Tables
 from modules.models.towers import Towers
+from modules.models.two_tower import TwoTower
+from modules.objectives.contrastive import ContrastiveViews
 from modules.objectives.denoising_autoencoder import DenoisingAutoencoder
 from modules.objectives.masked_channel_prediction import MaskedChannelPrediction
 from modules.objectives.next_event import NextEventPrediction
@@ -24,8 +28,9 @@ from modules.objectives.next_event import NextEventPrediction
 
 class Architecture(NamedTuple):
     """encoder: events -> h_o (`encoder.py`); heads: H and a target -> logits of every task
-    (`user_model.py`); pretraining: what trains the encoder before there are labels
-    (`pretrainer.py`), None for models that have nothing of the kind."""
+    (`user_model.py`), and where they say `reads_events`, also from `Events`; pretraining: what
+    trains the encoder before there are labels (`pretrainer.py`), None for models that
+    have nothing of the kind."""
 
     encoder: Callable[[Spec, Tables], Encoder]
     heads: Callable[[Spec, Tables], Any]
@@ -47,7 +52,11 @@ ARCHITECTURES = {
     "bert": Architecture(Bert, Towers, channel_prediction),
     "aetn": Architecture(aetn, Towers, DenoisingAutoencoder),
     "nextitnet": Architecture(NextItNet, Towers, channel_prediction),
+    "mtssl": Architecture(EventMean, Towers, ContrastiveViews),
     "shared_bottom": Architecture(EventMean, shared_bottom, None),
     "mmoe": Architecture(EventMean, mmoe, None),
     "ple": Architecture(EventMean, ple, None),
+    "din": Architecture(EventMean, din_towers, None),
+    "two_tower": Architecture(EventMean, TwoTower, None),
+    "can": Architecture(EventMean, can_towers, None),
 }

@@ -22,6 +22,14 @@ class Encoded(NamedTuple):
     aux: tuple
 
 
+class Events(NamedTuple):
+    """What heads read that look at single events: hidden float32 [B, L, D], without the leading
+    token; visible bool [B, K, L]: which of them each target may see."""
+
+    hidden: tf.Tensor
+    visible: tf.Tensor
+
+
 class Encoder(Protocol):
     """A Keras layer, called as below on the sequence and context features of a batch.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras as keras
@@ -10,6 +10,7 @@ import tf_keras as keras
 from data.spec import Spec, Task
 from modules.features import Batch
 from modules.layers.feature_projection import FeatureProjection
+from modules.models.encoder import Events
 from modules.models.tables import Tables
 
 
@@ -22,11 +23,17 @@ class TargetInput(NamedTuple):
 
 
 class TargetInputs(keras.layers.Layer):
-    """[H, candidate, query(H)·candidate] for tasks per impression, H for tasks per user."""
+    """[H, candidate, query(H)·candidate] for tasks per impression, H for tasks per user.
 
-    def __init__(self, spec: Spec, tables: Tables, name: str = "target"):
+    Args:
+      interaction: a layer (candidate [B, K, D], events, batch) -> float32 [B, K, X], appended for
+        tasks per impression; None: there is none, and events aren't asked for.
+    """
+
+    def __init__(self, spec: Spec, tables: Tables, interaction: Any = None, name: str = "target"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         sizes = spec.model
+        self._interaction = interaction
         if spec.scope("candidate"):
             self._project_candidate = FeatureProjection(
                 spec.scope("candidate"), tables, sizes.hidden_dim, sizes.dropout
@@ -41,19 +48,28 @@ class TargetInputs(keras.layers.Layer):
         }
 
     def call(
-        self, user: tf.Tensor, batch: Batch, tasks: tuple[Task, ...], training: bool = False
+        self,
+        user: tf.Tensor,
+        batch: Batch,
+        tasks: tuple[Task, ...],
+        training: bool = False,
+        events: Events | None = None,
     ) -> dict[str, TargetInput]:
         """Inputs of `tasks`, by name.
 
         Args:
           user: H at each target, float32 [B, K, D].
           batch: its candidate and context features.
+          events: what `interaction` reads.
         """
         impression = user
         if any(task.per == "impression" for task in tasks):
             candidate = tf.cast(self._project_candidate(batch, training=training), tf.float32)
             query = tf.cast(self._query(user), tf.float32)
-            impression = tf.concat([user, candidate, query * candidate], axis=-1)
+            parts = [user, candidate, query * candidate]
+            if self._interaction is not None:
+                parts.append(self._interaction(candidate, events, batch))
+            impression = tf.concat(parts, axis=-1)
         return {
             task.name: TargetInput(
                 impression if task.per == "impression" else user,

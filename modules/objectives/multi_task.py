@@ -19,13 +19,8 @@ def multi_task_loss(
       The loss, and what to record: `train/<task>/loss`, `lambda/<task>` unless static, and
       `expert_load` [MoE-FFNs, E].
     """
-    user_BKD, aux = model.target_embeddings(batch, training=True)
-    weighted = model.weighting(
-        user_BKD,
-        lambda user_BKD: model.target_logits(user_BKD, batch, training=True),
-        batch,
-        tf.convert_to_tensor(step, tf.int64),
-    )
+    user_BKD, logits_of, aux = model.at_targets(batch, model.spec.tasks, training=True)
+    weighted = model.weighting(user_BKD, logits_of, batch, tf.convert_to_tensor(step, tf.int64))
     values = {f"train/{name}/loss": loss for name, loss in weighted.losses.items()}
     values |= {f"lambda/{name}": value for name, value in weighted.lambdas.items()}
     return weighted.total + router_loss(aux, model.spec.model), values | router_values(aux)

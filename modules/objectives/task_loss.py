@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import tensorflow as tf
 
 from data import spec as spec_lib
 from modules.features import Batch
+from modules.objectives.pairwise import pairwise_loss
 from modules.replicas import share_of_mean, sum_over_replicas
 
 
@@ -42,21 +43,27 @@ def task_loss(
 
 
 def task_losses(
-    tasks: Sequence[spec_lib.Task],
+    spec: spec_lib.Spec,
     logits: Mapping[str, tf.Tensor],
     batch: Batch,
     mask_BK: tf.Tensor,
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """`task_loss` of every task's labels in a batch: the losses and the Σδ, by name.
 
+    With `training.finetune.pairwise_weight` α, a task that ranks adds its pairs:
+    L = L^point + α · L^pair (KEEP eq. 3).
+
     Args:
       mask_BK: bool, the targets that count.
     """
-    both = {
-        task.name: task_loss(task, logits[task.name], batch[task.label_feature], mask_BK)
-        for task in tasks
-    }
-    return {n: loss for n, (loss, _) in both.items()}, {n: count for n, (_, count) in both.items()}
+    alpha = spec.training.finetune.pairwise_weight
+    losses, counts = {}, {}
+    for task in spec.tasks:
+        of_task = logits[task.name], batch[task.label_feature], mask_BK
+        losses[task.name], counts[task.name] = task_loss(task, *of_task)
+        if alpha and task.type == "binary" and task.per == "impression":
+            losses[task.name] += alpha * pairwise_loss(*of_task)
+    return losses, counts
 
 
 def _elementwise(kind: str, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -12,17 +12,22 @@ import tf_keras as keras
 
 from data.spec import DenseChannel, Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
+from modules.models import extraction
 from modules.models.user_model import UserModel
 
 
 def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: str) -> None:
     """Writes the signatures of docs/contracts.md and their `serving.json` to `folder`.
 
+    A model whose heads read events has no `score`, nor what goes with it: its answers don't
+    follow from H.
+
     Every signature goes through Transform's graph and `modules.features.pad`, as training does.
     Saved are the variables that they read: no optimizer state, and no Keras layers.
     """
     spec = model.spec
     raw_spec = _request_spec(transform_output, spec)
+    plugs_in = spec.knowledge is not None  # Transform then makes a key of the user's id.
     # The model's layers have their policy; Transform's would round what it reads.
     keras.mixed_precision.set_global_policy("float32")
     transform = transform_output.transform_features_layer()
@@ -33,7 +38,10 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
 
     def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
         raw = tf.io.parse_example(examples, raw_spec)
-        return raw.pop("user_id"), batch_of(raw)
+        user_id = raw.pop("user_id")
+        if plugs_in:
+            raw["user_id"] = user_id[:, tf.newaxis]
+        return user_id, batch_of(raw)
 
     examples_only = [tf.TensorSpec([None], tf.string, name="examples")]
 
@@ -61,36 +69,61 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
         user_id, batch = parse(examples)
         return _answers(model.score(embedding, batch), batch, spec) | {"user_id": user_id}
 
+    @tf.function(autograph=False, input_signature=examples_only)
+    def extract(examples):
+        user_id, batch = parse(examples)
+        count = tf.reduce_sum(tf.cast(batch["target_mask"], tf.int64), axis=1)
+        vectors = extraction.extract(model, batch)
+        return vectors | {"user_id": user_id, "target_count": count}
+
     @tf.function(autograph=False)
     def predict(**tensors):
         ragged = _ragged_from_padded(tensors, spec)
         raw = {name: _as_declared(value, raw_spec[name]) for name, value in ragged.items()}
+        if plugs_in:
+            raw["user_id"] = tensors["user_id"][:, tf.newaxis]
         batch = batch_of(raw)
         return _answers(model.serve(batch), batch, spec)
 
     signatures = {
         "serving_default": serving_default.get_concrete_function(),
         "embed": embed.get_concrete_function(),
-        "score_and_embed": score_and_embed.get_concrete_function(),
-        "score": score.get_concrete_function(),
         "predict": predict.get_concrete_function(**_padded_inputs(raw_spec, spec)),
     }
+    if spec.knowledge is not None and not spec.knowledge.path and extraction.possible(model):
+        signatures["extract"] = extract.get_concrete_function()
+    if model.splits_at_user:
+        signatures["score_and_embed"] = score_and_embed.get_concrete_function()
+        signatures["score"] = score.get_concrete_function()
     read = {v.ref(): v for signature in signatures.values() for v in signature.variables}
     saved = tf.Module()
     saved.transform = transform  # with its vocabularies
     saved.weights = list(read.values())
     tf.saved_model.save(saved, folder, signatures=signatures)
-    _write_contract(spec, folder)
+    _write_contract(model, list(signatures), folder)
 
 
-def _write_contract(spec: Spec, folder: str) -> None:
+def _write_contract(model: UserModel, signatures: list[str], folder: str) -> None:
     """`assets.extra/serving.json`: how requests may be merged, and what a user's H depends on."""
+    spec = model.spec
     trim = {task.name: "target_count" for task in spec.tasks if task.per == "impression"}
-    batching: dict = {"embed": {"pad": [], "trim": {}}}
-    for name in ("serving_default", "score_and_embed", "score"):
-        batching[name] = {"pad": [], "trim": trim}
+    batching: dict = {name: {"pad": [], "trim": trim} for name in signatures}
+    batching["embed"] = {"pad": [], "trim": {}}
+    if "extract" in batching:
+        of_targets = dict.fromkeys(("item", "user_item"), "target_count")
+        batching["extract"] = {"pad": [], "trim": of_targets}
     batching["predict"] = {"pad": [c.feature for c in spec.channels], "trim": trim}
-    users = {
+    contract: dict = {"batching": batching}
+    if model.splits_at_user:
+        contract["users"] = _user_split(spec)
+    path = os.path.join(folder, "assets.extra", "serving.json")
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(json.dumps(contract, indent=2))
+
+
+def _user_split(spec: Spec) -> dict:
+    return {
         "signature": "serving_default",
         "encode": "score_and_embed",
         "score": "score",
@@ -98,10 +131,6 @@ def _write_contract(spec: Spec, folder: str) -> None:
         "tower_features": _features(spec.encoder_context),
         "bypass": ["target_position"],
     }
-    path = os.path.join(folder, "assets.extra", "serving.json")
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(json.dumps({"batching": batching, "users": users}, indent=2))
 
 
 def _features(channels: tuple) -> list[str]:
@@ -164,6 +193,8 @@ def _padded_inputs(raw_spec: dict, spec: Spec) -> dict[str, tf.TensorSpec]:
     }
     for name in ("sequence_length", "target_count"):
         inputs[name] = tf.TensorSpec([None], tf.int64, name=name)
+    if spec.knowledge is not None:
+        inputs["user_id"] = tf.TensorSpec([None], tf.string, name="user_id")
     return inputs
 
 

@@ -194,6 +194,29 @@ def test_no_events_at_all(tmp_path):
         ingest(small_spec(), data, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("of", "events", "labelled"), [("events", 80, 80), ("targets", 480, 80)])
+def test_a_domain_is_all_there_is_or_all_that_is_predicted(tmp_path, of, events, labelled):
+    """40 users; items 3 and 5 (numbers in the file, text in the spec) are the domain."""
+    source = {"format": "tabular", "path": "events*", "users": "users*"}
+    source["where"] = {"column": "item", "values": ["3", "5"], "of": of}
+    spec = small_spec(source=source, sequence={"max_length": 4, "window": 16})
+    summary = ingest(spec, write_data(tmp_path / "data"), tmp_path / "out")
+    assert summary["events"] == events and summary["rows"]["events"] == 480
+    assert sum(summary["targets"]["click"].values()) == labelled
+    assert sum(summary["targets"]["vip"].values()) == 40
+    seen = [3, 5] if of == "events" else list(range(12))
+    for example in sum(stored(tmp_path / "out").values(), []):
+        assert values(example, "sequence_item") == seen
+        assert values(example, "candidate_item")[:2] == [3, 5]
+
+
+def test_an_empty_domain_is_named(tmp_path):
+    source = {"format": "tabular", "path": "events*", "users": "users*"}
+    source["where"] = {"column": "shop", "values": ["s1"]}
+    with pytest.raises(IngestionError, match="'shop' is never one of \\['s1'\\]"):
+        ingest(small_spec(source=source), write_data(tmp_path / "data"), tmp_path / "out")
+
+
 def test_an_unwritable_output_is_named(tmp_path):
     data = write_data(tmp_path / "data")
     (tmp_path / "file").write_text("")

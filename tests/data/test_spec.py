@@ -143,7 +143,7 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             "'insertion: serial_after' goes with nextitnet; bert takes serial or parallel",
         ),
         (_predicting_next("nextitnet", "expanded"), "needs 'sequence.targets: causal'"),
-        (_predicting_next("aetn", "causal"), "aetn is a denoising autoencoder"),
+        (_predicting_next("aetn", "causal"), "aetn has a pre-training of its own"),
         (
             _changed(training={"finetune": {"weighting": "pcgrad", "weighting_rate": 2.0}}),
             "weighting pcgrad learns no λ: it takes no 'weighting_rate'",

@@ -67,6 +67,10 @@ def test_output_shapes(spec, model):
 def test_candidates_are_scored_from_an_embedding_computed_before(spec, model):
     features = random_instances(spec, EVENTS, TARGETS)
     batch = padded(spec, {n: v for n, v in features.items() if n != "target_position"})
+    if not model.splits_at_user:
+        with pytest.raises(ValueError, match="candidates need the user's events"):
+            model.score(model.user_embedding(batch), batch)
+        return
     answers = model.serve(batch)
     without_history = padded(
         spec,

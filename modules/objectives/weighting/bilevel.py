@@ -33,7 +33,7 @@ class Bilevel(tf.Module):
 
     def __init__(self, spec: Spec):
         super().__init__(name="bilevel")
-        self._tasks = spec.tasks
+        self._spec = spec
         self.lambdas = Lambdas(spec)
 
     def __call__(
@@ -45,12 +45,12 @@ class Bilevel(tf.Module):
 
         def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = logits_of(user_BKD)
-            losses, _ = task_losses(self._tasks, logits, batch, mask_BK & ~held_out_B1)
-            validation = validation_loss(self._tasks, logits, batch, mask_BK & held_out_B1)
+            losses, _ = task_losses(self._spec, logits, batch, mask_BK & ~held_out_B1)
+            validation = validation_loss(self._spec.tasks, logits, batch, mask_BK & held_out_B1)
             return {_VALIDATION: validation} | losses
 
         losses, gradients_NP = shared_gradients(losses_of, user_BKD)
-        losses = {task.name: losses[task.name] for task in self._tasks}
+        losses = {task.name: losses[task.name] for task in self._spec.tasks}
         lambda_K = self.lambdas()
         # As unit vectors: the optimizer undoes any factor, but not what the clipping of a huge
         # gradient would do to the model's.

@@ -28,7 +28,7 @@ class GradNorm(tf.Module):
 
     def __init__(self, spec: Spec):
         super().__init__(name="gradnorm")
-        self._tasks = spec.tasks
+        self._spec = spec
         self.lambdas = Lambdas(spec)
 
     def __call__(
@@ -40,10 +40,10 @@ class GradNorm(tf.Module):
 
         def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = logits_of(user_BKD)
-            losses, of_tasks = task_losses(self._tasks, logits, batch, mask_BK)
+            losses, of_tasks = task_losses(self._spec, logits, batch, mask_BK)
             zeros = {name: tf.zeros_like(value) for name, value in logits.items()}
             counts.update(of_tasks)
-            untrained.update(task_losses(self._tasks, zeros, batch, mask_BK)[0])
+            untrained.update(task_losses(self._spec, zeros, batch, mask_BK)[0])
             return losses
 
         losses, gradients_KP = shared_gradients(losses_of, user_BKD)

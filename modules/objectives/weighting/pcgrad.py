@@ -23,9 +23,7 @@ def pcgrad(spec: Spec) -> Weighting:
 
     def weigh(user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor) -> Weighted:
         losses, gradients_KP = shared_gradients(
-            lambda user_BKD: task_losses(
-                spec.tasks, logits_of(user_BKD), batch, batch["target_mask"]
-            )[0],
+            lambda user_BKD: task_losses(spec, logits_of(user_BKD), batch, batch["target_mask"])[0],
             user_BKD,
         )
         weight_K = tf.constant([task.weight for task in spec.tasks])

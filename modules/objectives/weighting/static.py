@@ -16,7 +16,7 @@ def static(spec: Spec) -> Weighting:
 
     def weigh(user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor) -> Weighted:
         del step
-        losses, _ = task_losses(spec.tasks, logits_of(user_BKD), batch, batch["target_mask"])
+        losses, _ = task_losses(spec, logits_of(user_BKD), batch, batch["target_mask"])
         return Weighted(weighted_total(losses, weights), losses, {})
 
     return weigh

@@ -21,7 +21,7 @@ class Uncertainty(tf.Module):
 
     def __init__(self, spec: Spec):
         super().__init__(name="uncertainty")
-        self._tasks = spec.tasks
+        self._spec = spec
         self._rate = spec.training.finetune.weighting_rate or 1.0
         self.log_lambda = tf.Variable(lambda: tf.zeros([len(spec.tasks)]), name="log_lambda")
 
@@ -29,10 +29,10 @@ class Uncertainty(tf.Module):
         self, user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor
     ) -> Weighted:
         del step
-        losses, counts = task_losses(self._tasks, logits_of(user_BKD), batch, batch["target_mask"])
+        losses, counts = task_losses(self._spec, logits_of(user_BKD), batch, batch["target_mask"])
         log_lambda_K = tf.unstack(self._rate * self.log_lambda)  # -s
         lambdas, noise = {}, []
-        for task, log_lambda in zip(self._tasks, log_lambda_K, strict=True):
+        for task, log_lambda in zip(self._spec.tasks, log_lambda_K, strict=True):
             scale = 0.5 if task.type == "regression" else 1.0
             lambdas[task.name] = task.weight * scale * tf.exp(log_lambda)
             labelled = tf.cast(counts[task.name] > 0, tf.float32)

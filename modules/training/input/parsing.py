@@ -18,6 +18,11 @@ def parser(
 ) -> Callable[[tf.Tensor], Ragged]:
     """A function from serialized instances, string [n], to the instances cut to `split`."""
     feature_spec = transform_output.transformed_feature_spec()
+    if spec.knowledge is not None and "knowledge_user" not in feature_spec:
+        raise ValueError(
+            "knowledge: Transform's output has no keys to look it up by; its spec must have"
+            " `knowledge` too, so run it again"
+        )
     unused = {"user_id", "user_activity", "window_last"}
     unused |= {t.oracle_feature for t in spec.tasks}
     feature_spec = {k: v for k, v in feature_spec.items() if k not in unused}
