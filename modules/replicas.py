@@ -26,7 +26,9 @@ def share_of_mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
 def share_of_same(value: tf.Tensor) -> tf.Tensor:
     """This replica's share of what every replica computed alike."""
     context = tf.distribute.get_replica_context()
-    return value if context is None else value / context.num_replicas_in_sync
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return value / context.num_replicas_in_sync
 
 
 def replica_id() -> tf.Tensor:

@@ -204,3 +204,11 @@ def test_expanded_targets_are_planned_too():
         draw(spec, "finetune", {"item": 50_000}, size).step_bytes for spec in (causal, expanded)
     )
     assert every_target > 2 * sequence_once
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "gradnorm", "pcgrad", "bilevel"])
+def test_learned_lambdas_and_gradients_by_task_are_planned_too(weighting):
+    spec = make_spec(training={"finetune": {"weighting": weighting}})
+    drawn = draw(spec, "finetune", ROWS, SIZE)
+    lambdas = [weight for weight in drawn.of("dense") if weight.name == "log_lambda"]
+    assert len(lambdas) == (weighting != "pcgrad")
