@@ -125,16 +125,12 @@ def test_no_pair_is_no_loss():
 def test_the_hybrid_loss_is_equation_3():
     """α adds the pairs of binary tasks per impression, and of no others."""
     spec = make_spec()
-    keras.utils.set_random_seed(3)
-    model = UserModel(spec, ROWS)
     batch = pad(as_ragged(random_instances(spec, [5, 9], [6, 6]), spec), spec)
 
     def loss(alpha):
-        finetune = spec.training.finetune.model_copy(update={"pairwise_weight": alpha})
-        training = spec.training.model_copy(update={"finetune": finetune})
-        model.spec = spec.model_copy(update={"training": training})
-        keras.utils.set_random_seed(4)  # dropout's
-        return multi_task_loss(model, batch)[1]
+        finetune = {"finetune": {"pairwise_weight": alpha}}
+        keras.utils.set_random_seed(3)
+        return multi_task_loss(UserModel(make_spec(training=finetune), ROWS), batch)[1]
 
     point, hybrid = loss(0.0), loss(0.25)
     changed = {n for n in point if n.startswith("train/") and point[n] != hybrid[n]}

@@ -72,7 +72,7 @@ def test_shared_gradients_are_those_of_a_layer_put_before_the_heads():
     user_BKD, logits_of, batch, heads = problem(spec)
 
     def losses_of(user_BKD):
-        return task_losses(spec.tasks, logits_of(user_BKD), batch, batch["target_mask"])[0]
+        return task_losses(spec, logits_of(user_BKD), batch, batch["target_mask"])[0]
 
     losses, gradients_NP = shared_gradients(losses_of, user_BKD)
     expected = losses_of(user_BKD)
@@ -92,7 +92,7 @@ def test_losses_keep_their_gradient_and_shared_gradients_are_constants():
     user_BKD, logits_of, batch, _ = problem(spec)
 
     def losses_of(user_BKD):
-        return task_losses(spec.tasks, logits_of(user_BKD), batch, batch["target_mask"])[0]
+        return task_losses(spec, logits_of(user_BKD), batch, batch["target_mask"])[0]
 
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(user_BKD)
@@ -253,7 +253,7 @@ def test_pcgrad_hurts_no_task_where_the_sum_of_gradients_does():
             out = method(user_BKD @ layer + bias, logits_of, batch, tf.constant(0))
         by_layer, by_bias = tape.gradient(out.total, (layer, bias))
         moved = user_BKD @ (layer - 1e-3 * by_layer) + (bias - 1e-3 * by_bias)
-        after = task_losses(spec.tasks, logits_of(moved), batch, batch["target_mask"])[0]
+        after = task_losses(spec, logits_of(moved), batch, batch["target_mask"])[0]
         rises[name] = [float(after[n] - loss) for n, loss in out.losses.items()]
     assert rises["static"][0] > 0 > rises["static"][1]
     assert max(rises["pcgrad"]) < 0
@@ -299,7 +299,7 @@ class Tiny:
 
     def losses(self, weights):
         batch = self.batches["a"]
-        given = self.spec.tasks, self.logits("a", weights), batch, batch["target_mask"]
+        given = self.spec, self.logits("a", weights), batch, batch["target_mask"]
         return [*task_losses(*given)[0].values()]
 
     def outer(self, weights):
@@ -363,7 +363,7 @@ def test_bilevel_gives_lambda_the_hypergradient_and_the_model_the_weighted_losse
     def losses_of(user_BKD):
         logits = logits_of(user_BKD)
         outer = bilevel.validation_loss(spec.tasks, logits, batch, mask & held_out)
-        return {"": outer} | task_losses(spec.tasks, logits, batch, mask & ~held_out)[0]
+        return {"": outer} | task_losses(spec, logits, batch, mask & ~held_out)[0]
 
     losses, gradients = shared_gradients(losses_of, user_BKD)
     softmax = np.array([2.0, 0.5, 1.0]) * np.exp(2 * np.array([0.1, -0.3, 0.2]))
