@@ -316,7 +316,9 @@ class Model(_Strict):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _mmoe_has_experts(self) -> Model:
+    def _heads_fit(self) -> Model:
+        if self.heads and self.architecture in ("din", "can", "two_tower"):
+            raise ValueError(f"{self.architecture} is its heads: it takes no 'heads'")
         if (self.heads or self.architecture) == "mmoe" and not self.shared_experts:
             raise ValueError("mmoe mixes shared experts: 'shared_experts' must be at least 1")
         return self

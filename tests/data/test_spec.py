@@ -152,6 +152,7 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             _changed(model={"architecture": "ple"}),
             "ple has no pre-training; skip the phase with 'training.pretrain.epochs: 0'",
         ),
+        (_changed(model={"architecture": "din", "heads": "ple"}), "din is its heads"),
         (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
