@@ -317,7 +317,7 @@ class Model(_Strict):
 
     @pydantic.model_validator(mode="after")
     def _heads_fit(self) -> Model:
-        if self.heads and self.architecture in ("din", "can", "two_tower"):
+        if self.heads and self.architecture in OWN_HEADS:
             raise ValueError(f"{self.architecture} is its heads: it takes no 'heads'")
         if (self.heads or self.architecture) == "mmoe" and not self.shared_experts:
             raise ValueError("mmoe mixes shared experts: 'shared_experts' must be at least 1")
@@ -623,6 +623,16 @@ class Spec(_Strict):
                 f"training.finetune: 'tune: {finetune.tune}' needs an encoder in layers: one of"
                 f" {', '.join(sorted(LAYERED))}, not {model.architecture}"
             )
+        some_frozen = finetune.tune in ("classifier", "last_1", "last_2")
+        if some_frozen and not self.training.pretrain.epochs:
+            raise ValueError(
+                f"training.finetune: 'tune: {finetune.tune}' leaves frozen what nothing has"
+                " trained: it needs 'training.pretrain.epochs'"
+            )
+        if finetune.tune == "last_2" and model.num_blocks < 2:
+            raise ValueError(
+                "training.finetune: 'tune: last_2' needs 'model.num_blocks' of 2 or more"
+            )
         if adapters is None:
             return self
         if adapters.insertion.endswith("_after") and model.architecture != "nextitnet":
@@ -641,6 +651,16 @@ class Spec(_Strict):
     def _knowledge_is_of_candidates(self) -> Spec:
         if self.knowledge is None:
             return self
+        heads = self.model.heads or self.model.architecture
+        if not self.knowledge.path and heads in ("shared_bottom", "mmoe", "ple"):
+            raise ValueError(
+                f"knowledge: {heads} shows no hidden layer to extract; give a 'path' to plug"
+                " vectors in, or take other heads"
+            )
+        if not self.knowledge.path and not any(t.per == "impression" for t in self.tasks):
+            raise ValueError("knowledge: items are extracted from a task per impression")
+        if self.model.architecture == "can" and self.sequence.targets == "expanded":
+            raise ValueError("knowledge: can takes 'sequence.targets: causal'")
         single = {
             c.name
             for c in self.scope("candidate")
@@ -653,6 +673,16 @@ class Spec(_Strict):
                     f"knowledge: {key} {name!r} isn't a single-valued id or category channel of"
                     f" scope 'candidate'; those are {sorted(single)}"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _pairs_can_be_ranked(self) -> Spec:
+        ranked = any(t.type == "binary" and t.per == "impression" for t in self.tasks)
+        if self.training.finetune.pairwise_weight and not ranked:
+            raise ValueError(
+                "training.finetune: 'pairwise_weight' ranks by binary tasks per impression, and"
+                " there are none"
+            )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -693,6 +723,8 @@ LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
 """Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
 NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "din", "can", "two_tower"})
 """Architectures that only fine-tune."""
+OWN_HEADS = frozenset({"din", "can", "two_tower"})
+"""Architectures that are their heads."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""
 

@@ -68,8 +68,9 @@ def read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 f"{file}: needs embedding with user_id, item_id, or user_id and category; it has"
                 f" {', '.join(table.column_names)}"
             )
-        keys = [keys_of(tf.constant(table[c].to_pylist(), tf.string)) for c in there]
-        key = keys[0] if len(keys) == 1 else pair_keys(*keys)
+        with tf.init_scope():  # values, also where a graph is being built
+            keys = [keys_of(tf.constant(table[c].to_pylist(), tf.string)) for c in there]
+            key = keys[0] if len(keys) == 1 else pair_keys(*keys)
         embedding = table["embedding"].combine_chunks()
         vectors = embedding.flatten().to_numpy().reshape(table.num_rows, -1)
         if not np.isfinite(vectors).all():

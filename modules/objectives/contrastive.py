@@ -126,8 +126,10 @@ def hide(batch: Batch, channels: Sequence[Channel], hidden_N: tf.Tensor) -> Batc
     masked = dict(batch)
     for i, channel in enumerate(channels):
         values = batch[channel.feature]
-        places = values[..., 0] if getattr(channel, "multi_valued", False) else values
-        position = tf.fill(tf.shape(places), hidden_N[i])
+        places = tf.shape(values)
+        if getattr(channel, "multi_valued", False):
+            places = places[:-1]
+        position = tf.fill(places, hidden_N[i])
         masked[channel.feature] = replaced(channel, values, position)
     return masked
 

@@ -28,8 +28,8 @@ def configure_heap() -> None:
     """
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(_M_ARENA_MAX, 2 * (os.cpu_count() or 1))
-        _LIBC.mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        _LIBC.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        if _LIBC.mallopt(_M_MMAP_THRESHOLD, _KEPT):  # glibc before 2.35 refuses so much
+            _LIBC.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 def give_back() -> None:

@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Model
+from data.spec import OWN_PRETRAINING, Model
 from modules.embeddings.table import NUM_RESERVED
 from modules.features import as_ragged, pad
-from modules.models.architectures import ARCHITECTURES
+from modules.models.architectures import ARCHITECTURES, channel_prediction
 from modules.models.pretrainer import Pretrainer
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
@@ -53,6 +53,15 @@ def serve(model, features, **kwargs):
 def test_the_spec_may_name_just_these():
     named = typing.get_args(Model.model_fields["architecture"].annotation)
     assert set(named) == ARCHITECTURES.keys()
+
+
+def test_only_channel_prediction_takes_an_objective():
+    own = {
+        name
+        for name, architecture in ARCHITECTURES.items()
+        if architecture.pretraining not in (None, channel_prediction)
+    }
+    assert own == OWN_PRETRAINING
 
 
 def test_output_shapes(spec, model):

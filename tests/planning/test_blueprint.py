@@ -3,6 +3,9 @@
 import collections
 import math
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.planning import spec_of
@@ -102,6 +105,20 @@ def test_what_is_frozen_is_neither_tuned_nor_has_state(drawn):
     of_large = frozen.of("large table")
     assert [w.table for w in of_large] == ["item"] and of_large[0].beside is None
     assert total(frozen.of("optimizer")) < total(drawn.of("optimizer")) / 2
+
+
+def test_adapters_of_any_width_are_planned():
+    tuning = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 8}}}
+    assert draw(make_spec(training=tuning), "finetune", ROWS, SIZE).step_bytes > 0
+
+
+def test_plugged_in_knowledge_is_planned(tmp_path):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(6, np.float32)), 2)
+    users = pa.table({"user_id": ["a", "b", "c"], "embedding": vectors})
+    pq.write_table(users, tmp_path / "users.parquet")
+    spec = make_spec(knowledge={"item": "item", "path": str(tmp_path)})
+    names = [weight.name for weight in draw(spec, "finetune", ROWS, SIZE).of("counter")]
+    assert any("keys" in name for name in names)
 
 
 def test_a_trillion_parameters_take_no_memory_and_many_servers():

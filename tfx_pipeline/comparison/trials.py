@@ -85,6 +85,7 @@ def plan(
 
 def carry_out(trial: Trial, run: FinishedRun) -> None:
     """Trains, predicts and keeps; where an earlier call was killed, it goes on."""
+    size = cost.size_of(trial.spec, run.transform_graph)  # first: it builds the model, in seconds
     trial.folder.mkdir(parents=True, exist_ok=True)
     with cost.Meter(trial.folder / _CPU) as meter:
         training.train(run, trial.spec, trial.folder)
@@ -94,7 +95,7 @@ def carry_out(trial: Trial, run: FinishedRun) -> None:
         "steps": cost.steps_of(trial.folder),
         "cpu_seconds": meter.cpu_seconds,
         "seconds_a_step": cost.seconds_a_step(trial.folder),
-        **dataclasses.asdict(cost.size_of(trial.spec, run.transform_graph)),
+        **dataclasses.asdict(size),
         **provenance(),
     }
     partial = trial.folder / f"{_OUTCOME}.new"

@@ -27,9 +27,10 @@ _FREE = {
     "sequence": {"targets"},
     "channels": {"dim", "mask_prediction"},
     "tasks": {"exclude", "group_by", "weight", "thresholds"},
+    "knowledge": {"path"},
 }
 """By part of a spec, what neither instances nor Transform's output depend on."""
-_DATA = ("name", "source", "user", "time", "sequence", "channels", "tasks", "split")
+_DATA = ("name", "source", "user", "time", "sequence", "channels", "tasks", "split", "knowledge")
 
 
 class Variant(NamedTuple):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from data.spec import Spec
-from modules.features import Batch, Ragged, as_ragged, pad, select_split
+from modules.features import Batch, Ragged, as_ragged, knowledge_features, pad, select_split
 
 _LENGTH_MULTIPLE = 8
 
@@ -18,10 +18,11 @@ def parser(
 ) -> Callable[[tf.Tensor], Ragged]:
     """A function from serialized instances, string [n], to the instances cut to `split`."""
     feature_spec = transform_output.transformed_feature_spec()
-    if spec.knowledge is not None and "knowledge_user" not in feature_spec:
+    keys = {"knowledge_user", *knowledge_features(spec)} if spec.knowledge is not None else set()
+    if missing := sorted(keys - feature_spec.keys()):
         raise ValueError(
-            "knowledge: Transform's output has no keys to look it up by; its spec must have"
-            " `knowledge` too, so run it again"
+            f"knowledge: Transform's output has no {', '.join(missing)} to look it up by; its spec"
+            " must have the same `knowledge`, so run it again"
         )
     unused = {"user_id", "user_activity", "window_last"}
     unused |= {t.oracle_feature for t in spec.tasks}

@@ -41,6 +41,9 @@ def narrow(spec: Spec, rows: Mapping[str, int]) -> tuple[Spec, dict[str, int]]:
         "tower_dims": [_WIDTH for _ in sizes["tower_dims"]],
         "full_softmax_rows": small_rows,
     }
+    if raw["training"]["finetune"]["adapters"]:
+        raw["training"]["finetune"]["adapters"]["bottleneck_dim"] = _WIDTH
+        sizes["hidden_dim"] *= 2  # wider than the bottleneck, with one head too
     dims = sorted({table_dim(spec, table) for table in spec.tables})
     for channel, narrowed in zip(spec.channels, raw["channels"], strict=True):
         if channel.kind != "dense":
