@@ -43,7 +43,7 @@ from modules.metrics.ranking import hit_rate, ndcg, ranks  # noqa: E402
 from modules.models.pretrainer import Pretrainer  # noqa: E402
 from modules.training.step import Step  # noqa: E402
 
-_DATA = flags.DEFINE_string("data", None, "MovieLens-1M's folder.", required=True)
+_DATA = flags.DEFINE_string("data", None, "MovieLens-1M's folder.")
 _MODEL = flags.DEFINE_enum("model", "bert4rec", ["bert4rec", "sasrec"], "Which model.")
 _EPOCHS = flags.DEFINE_integer("epochs", 200, "Passes over all users.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of initialisation, masks and order.")
@@ -76,6 +76,8 @@ class Histories(NamedTuple):
 
 def main(argv: list[str]) -> None:
     del argv
+    if not _DATA.value:
+        sys.exit("--data=FOLDER: give MovieLens-1M's folder")
     spec = spec_of(_MODEL.value, _EPOCHS.value, _SEED.value)
     try:
         histories = read(spec, _DATA.value)

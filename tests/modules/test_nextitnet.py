@@ -168,6 +168,9 @@ def test_adapter_is_equation_10_without_its_shortcut():
 
 def test_layered_encoders_have_blocks_and_stages():
     for architecture, parts in ARCHITECTURES.items():
-        spec = make_spec(model={"architecture": architecture, "num_blocks": 2})
+        spec = make_spec(
+            model={"architecture": architecture, "num_blocks": 2},
+            training={"pretrain": {"epochs": 0}},
+        )
         encoder = parts.encoder(spec, embedding_tables(spec, ROWS, spec.training.finetune))
         assert (architecture in LAYERED) == hasattr(encoder, "blocks") == hasattr(encoder, "stages")

@@ -23,6 +23,7 @@ PLACES = {"home", "été", "work"}
 def of(architecture, spec, knowledge, candidates):
     raw = spec.model_dump(mode="json") | {"knowledge": knowledge}
     raw["model"]["architecture"] = architecture
+    raw["training"]["pretrain"]["epochs"] = 0
     raw["channels"] = [
         c for c in raw["channels"] if c["scope"] != "candidate" or c["name"] in candidates
     ]
