@@ -2,7 +2,7 @@
 VENV_PYTHON := .venv/bin/python
 OUTPUT := runs/simulator
 
-.PHONY: run run-cluster test test-quick setup check lock clean
+.PHONY: run run-cluster test test-all test-quick setup check lock clean
 
 # Simulates users, trains, evaluates, pushes: the whole pipeline, then says how to serve it.
 run: setup
@@ -17,7 +17,11 @@ test: setup
 	@$(VENV_PYTHON) -m pytest
 
 test-quick: setup
-	@$(VENV_PYTHON) -m pytest -m "not slow"
+	@$(VENV_PYTHON) -m pytest -m "not slow and not exhaustive"
+
+# With the longest: faults and Kubernetes' commands in real clusters, trainings of `compare`.
+test-all: setup
+	@$(VENV_PYTHON) -m pytest -m ""
 
 # .venv with exactly requirements.txt; nothing to do when it already has it.
 setup:

@@ -23,7 +23,7 @@ from modules.training.run import OnKubernetes
 from tests.cluster.pods import Pods
 from tests.modules.transformed import Transformed, two_phase_spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 PATIENCE_SECONDS = 600.0
 PHASE = {"batch_size": 2, "epochs": 2}
 GRACE_SECONDS = 20

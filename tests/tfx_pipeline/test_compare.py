@@ -306,6 +306,7 @@ def trained(run, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_restart_goes_on_where_it_was_stopped(trained):
     every, (first, second) = trained
     assert first == ["pretrain", "finetune"]
@@ -314,6 +315,7 @@ def test_a_restart_goes_on_where_it_was_stopped(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_have_the_same_budget_and_targets(trained):
     every, _ = trained
     small, plain = (trials.outcome_of(trial).steps for trial in every)
@@ -327,6 +329,7 @@ def test_all_have_the_same_budget_and_targets(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_its_auc_is_the_one_that_training_saw(trained):
     """The module on Transform's files, the SavedModel on raw ones: the same, but for a tie."""
     every, _ = trained
@@ -342,6 +345,7 @@ def test_its_auc_is_the_one_that_training_saw(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_outcomes_say_what_it_took(trained):
     every, _ = trained
     small, plain = (trials.outcome_of(trial) for trial in every)
@@ -352,6 +356,7 @@ def test_outcomes_say_what_it_took(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_says_what_its_figures_depend_on(trained, run):
     every, _ = trained
     page = page_of(every, variants(MODELS, BUDGET), "small", run, "the command")
@@ -370,6 +375,7 @@ def test_the_page_says_what_its_figures_depend_on(trained, run):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
     every, _ = trained
     folder = every[0].folder.parents[1]

@@ -21,7 +21,7 @@ from modules.training import finetune
 from modules.training.incidents import Incidents
 from tests.modules.transformed import Transformed, two_phase_spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 PHASE = {"batch_size": 2, "epochs": 3}
 DIALS = {"report_every_steps": 1, "checkpoint": {"every_steps": 10}}
 HYBRID = {"placement": "hybrid", "processes": {"ps": 2}, **DIALS}
