@@ -54,7 +54,9 @@ def extract(model: str, files: Sequence[str], spec: Spec, folder: pathlib.Path) 
     kinds = kinds_of(spec)
     signatures = tf.saved_model.load(model).signatures
     if SIGNATURE not in signatures:
-        raise ValueError(f"{model}: no signature {SIGNATURE!r}; train it with `knowledge`")
+        raise ValueError(
+            f"{model}: no signature {SIGNATURE!r}; train it with `knowledge` and without its `path`"
+        )
     run = signatures[SIGNATURE]
     items = _items(files, spec)
     if not items:

@@ -122,10 +122,8 @@ def test_bad_exports_are_named(tmp_path):
         make_spec(knowledge={"item": "item", "category": "tags"})
 
 
-@pytest.mark.parametrize(
-    ("architecture", "targets"),
-    [("supermoe", "expanded"), ("din", "expanded"), *((name, "causal") for name in ARCHITECTURES)],
-)
+@pytest.mark.parametrize("targets", ["causal", "expanded"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_old_checkpoint_loads_and_answers_stay_bit_for_bit(
     architecture, targets, exported, tmp_path
 ):
@@ -153,7 +151,7 @@ def test_an_old_checkpoint_loads_and_answers_stay_bit_for_bit(
     changed = new.serve(after)
     real = after["target_mask"].numpy()
     assert (changed["click"].numpy() != old.serve(before)["click"].numpy())[real].any()
-    assert (changed["adult"].numpy() != old.serve(before)["adult"].numpy()).any()
+    assert changed["adult"].numpy()[0] != old.serve(before)["adult"].numpy()[0]
 
 
 def test_learns_what_only_the_knowledge_tells(tmp_path):

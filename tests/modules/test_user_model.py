@@ -205,12 +205,6 @@ def test_pre_training_needs_a_channel_to_predict():
         Pretrainer(spec.model_copy(update={"channels": tuple(unmarked)}), ROWS)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [("supermoe", "expanded"), *((name, "causal") for name in ARCHITECTURES)],
-    ids="-".join,
-    indirect=True,
-)
 def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     """click = history and candidate are of one kind (items of one parity): needs both sides."""
     spec = make_spec(
@@ -239,9 +233,9 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     model = UserModel(spec, ROWS)
     model(batch)
     phase = spec.training.finetune.model_copy(
-        update={"epochs": 90, "learning_rate": 1e-2, "table_learning_rate": 0.3}
+        update={"epochs": 130, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
     dataset = tf.data.Dataset.from_tensors(batch)
     fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, str(tmp_path))
     logits = model.serve(batch)["click"].numpy()
-    assert ((logits > 0) == (label > 0.5)).mean() > 0.9
+    assert ((logits > 0) == (label > 0.5)).mean() > 0.95
