@@ -34,7 +34,7 @@ def spec_of(architecture, tune, insertion="serial", **overrides):
     given = {
         "model": sizes,
         "tasks": tasks,
-        "training": {"pretrain": {"epochs": 0}, "finetune": finetune},
+        "training": {"finetune": finetune},
     } | overrides
     return make_spec(**given)
 
@@ -158,9 +158,10 @@ def answers(model, batch):
 
 
 CHANNELS = [
-    {"name": "item", "scope": "sequence", "kind": "id", "rows": 7, "dim": 8},
+    {"name": "item", "scope": "sequence", "kind": "id", "rows": 7, "dim": 8,
+     "mask_prediction": True},
     {"name": "item", "scope": "candidate", "kind": "id", "table": "item"},
-]
+]  # fmt: skip
 
 
 def forgetful(tune, insertion="serial"):
