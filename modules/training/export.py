@@ -14,6 +14,7 @@ from data.spec import DenseChannel, Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
 from modules.models import extraction
 from modules.models.user_model import UserModel
+from modules.training.compact import compact
 
 
 def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: str) -> None:
@@ -100,6 +101,7 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
     saved.transform = transform  # with its vocabularies
     saved.weights = list(read.values())
     tf.saved_model.save(saved, folder, signatures=signatures)
+    compact(folder)
     _write_contract(model, list(signatures), folder)
 
 
