@@ -145,7 +145,7 @@ def made_up(trial: Trial) -> pa.Table:
 def trials_of(*models, seeds=(0, 1)):
     both = small_spec(tasks=[{"name": n, "label": n} for n in ("buy", "vip")])
     one = small_spec(tasks=[{"name": "buy", "label": "buy"}])
-    return [Trial(m, s, one if m == "only" else both, None) for s in seeds for m in models]
+    return [Trial(m, s, one if m == "only" else both, None, None) for s in seeds for m in models]
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +386,26 @@ def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
     assert not trials.plan([longer], [0], run, folder)[0].finished
     monkeypatch.setattr(trials.fingerprint, "of_code", lambda *_: "edited")
     assert not trials.plan([model], [0], run, folder)[0].finished
+
+
+def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):
+    run = FinishedRun(BASE, tmp_path, tmp_path, tmp_path)
+    found = variants(
+        "bert,same=model.architecture:bert,model.tower_dims:[4],training.finetune.epochs:9,"
+        "tuned=model.architecture:bert,training.finetune.tune:classifier,model.heads:ple,"
+        "fewer=model.architecture:bert,tasks:[click],"
+        "blind=model.architecture:bert,tasks.click.exclude:[city],"
+        "wider=model.architecture:bert,model.hidden_dim:32,"
+        "longer=model.architecture:bert,training.pretrain.epochs:7,"
+        "none=model.architecture:bert,training.pretrain.epochs:0"
+    )
+    of = {(t.model, t.seed): t.pretraining for t in trials.plan(found, [0, 1], run, tmp_path)}
+    assert of["bert", 0] == of["same", 0] == of["tuned", 0]
+    assert of["bert", 0] == of["fewer", 0]
+    # The encoder mustn't read what a task mustn't know.
+    others = [of["bert", 0], of["blind", 0], of["bert", 1], of["wider", 0], of["longer", 0]]
+    assert len(set(others)) == len(others)
+    assert of["none", 0] is None
 
 
 def test_cpu_seconds_go_on_after_a_kill(tmp_path):

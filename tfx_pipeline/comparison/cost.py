@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import time
+from collections.abc import Sequence
 
 from data.spec import Spec
 from modules.training.cluster.events import TRAINING_EVENTS, read_events
@@ -58,11 +59,10 @@ class Meter(logging.Handler):
         self._written = time.monotonic()
 
 
-def steps_of(folder: pathlib.Path) -> dict[str, int]:
-    """Steps of each phase that `training.train` ran in a folder."""
-    return {
-        path.name: int(_last(path, "training")["num_steps"]) for path in training.phases(folder)
-    }
+def steps_of(folders: Sequence[pathlib.Path]) -> dict[str, int]:
+    """Steps of each phase that was trained in one of these folders."""
+    every = [path for folder in folders for path in training.phases(folder)]
+    return {path.name: int(_last(path, "training")["num_steps"]) for path in every}
 
 
 def seconds_a_step(folder: pathlib.Path) -> float:

@@ -31,13 +31,30 @@ def train(
     Returns:
       `val/<task>/auc`, as the training curves end: of the first 64 evaluation batches.
     """
-    config = {"spec": spec.model_dump_json(), "cluster": cluster or {}}
-    base_model = None
+    pretrained_model = None
     if spec.training.pretrain.epochs:
-        base_model = _run(pretrain, run, config, folder, None)
-    _run(finetune, run, config, folder, base_model)
+        pretrained_model = pretrained(run, spec, folder, cluster)
+    fine_tuned(run, spec, folder, pretrained_model, cluster)
     last = (folder / finetune.NAME / "history.jsonl").read_text().splitlines()[-1]
     return {k: v for k, v in json.loads(last).items() if k.startswith("val/")}
+
+
+def pretrained(
+    run: FinishedRun, spec: Spec, folder: pathlib.Path, cluster: dict[str, Any] | None = None
+) -> pathlib.Path:
+    """`train`'s first phase: the folder of its model."""
+    return _run(pretrain, run, spec, folder, None, cluster)
+
+
+def fine_tuned(
+    run: FinishedRun,
+    spec: Spec,
+    folder: pathlib.Path,
+    pretrained_model: pathlib.Path | None,
+    cluster: dict[str, Any] | None = None,
+) -> pathlib.Path:
+    """`train`'s second phase: the folder of its SavedModel."""
+    return _run(finetune, run, spec, folder, pretrained_model, cluster)
 
 
 def model_of(folder: pathlib.Path) -> pathlib.Path:
@@ -54,10 +71,11 @@ def phases(folder: pathlib.Path) -> list[pathlib.Path]:
 def _run(
     phase: types.ModuleType,
     run: FinishedRun,
-    config: dict[str, Any],
+    spec: Spec,
     folder: pathlib.Path,
-    base_model: str | None,
-) -> str:
+    base_model: pathlib.Path | None,
+    cluster: dict[str, Any] | None,
+) -> pathlib.Path:
     """Returns the model artifact's folder."""
     target = folder / phase.NAME
     if not (target / _DONE).exists():
@@ -68,9 +86,9 @@ def _run(
                 transform_output=str(run.transform_graph),
                 serving_model_dir=str(target),
                 model_run_dir=str(target),
-                base_model=base_model,
-                custom_config=config,
+                base_model=str(base_model) if base_model else None,
+                custom_config={"spec": spec.model_dump_json(), "cluster": cluster or {}},
             )
         )
         (target / _DONE).touch()
-    return str(target)
+    return target

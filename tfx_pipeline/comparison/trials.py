@@ -28,17 +28,24 @@ _CODE = (
     "tfx_pipeline/comparison/predictions.py",
     "tfx_pipeline/evaluation.py",
 )
+_PRETRAINING = "_pretraining"  # no model is called so
 _OUTCOME, _PREDICTIONS, _CPU = "outcome.json", "predictions.parquet", "cpu.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One training: a model from one seed. Its folder's name changes with spec, data and code."""
+    """One training: a model from one seed. Its folders' names change with spec, data and code.
+
+    Attributes:
+      pretraining: where its pre-training is, shared by all trials that differ in fine-tuning only;
+        None if it has none.
+    """
 
     model: str
     seed: int
     spec: Spec
     folder: pathlib.Path
+    pretraining: pathlib.Path | None
 
     @property
     def finished(self) -> bool:
@@ -51,7 +58,8 @@ class Outcome:
 
     Attributes:
       steps: of each phase.
-      cpu_seconds: of this process while it trained, evaluations for its curves included.
+      cpu_seconds: of this process while it trained, evaluations for its curves included; a shared
+        pre-training counts for each trial.
       seconds_a_step: of fine-tuning, wall time.
       total, active, tuned: parameters (`cost.Size`).
       commit, machine, date: of `provenance`.
@@ -77,23 +85,50 @@ def plan(
     for seed in seeds:
         for variant in variants:
             spec = seeded(variant, seed)
-            key = hashlib.sha256(json.dumps([spec.fingerprint(), *about]).encode()).hexdigest()
-            place = folder / variant.name / f"seed-{seed}-{key[:12]}"
-            found.append(Trial(variant.name, seed, spec, place))
+            place = folder / variant.name / f"seed-{seed}-{_key(spec.fingerprint(), *about)}"
+            pretraining = None
+            if spec.training.pretrain.epochs:
+                key = _key(_read_by_pretraining(spec), *about)
+                pretraining = folder / _PRETRAINING / f"seed-{seed}-{key}"
+            found.append(Trial(variant.name, seed, spec, place, pretraining))
     return found
+
+
+def _read_by_pretraining(spec: Spec) -> dict[str, Any]:
+    """Trials that agree in this have one pre-training."""
+    only_fine_tuning_reads: Any = {
+        "tasks": True,
+        "evaluation": True,
+        "model": {"heads", "tower_dims"},
+        "training": {"finetune"},
+    }
+    raw = spec.model_dump(mode="json", exclude=only_fine_tuning_reads)
+    # Tasks say which channels the encoder mustn't see.
+    return raw | {"encoder_context": [channel.name for channel in spec.encoder_context]}
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def carry_out(trial: Trial, run: FinishedRun) -> None:
     """Trains, predicts and keeps; where an earlier call was killed, it goes on."""
     size = cost.size_of(trial.spec, run.transform_graph)  # first: it builds the model, in seconds
     trial.folder.mkdir(parents=True, exist_ok=True)
+    cpu_seconds, pretrained_model = 0.0, None
+    if trial.pretraining:
+        trial.pretraining.mkdir(parents=True, exist_ok=True)
+        with cost.Meter(trial.pretraining / _CPU) as meter:
+            pretrained_model = training.pretrained(run, trial.spec, trial.pretraining)
+        cpu_seconds += meter.cpu_seconds
     with cost.Meter(trial.folder / _CPU) as meter:
-        training.train(run, trial.spec, trial.folder)
+        training.fine_tuned(run, trial.spec, trial.folder, pretrained_model)
+    cpu_seconds += meter.cpu_seconds
     found = predictions.predict(training.model_of(trial.folder), run.instances, trial.spec)
     predictions.write(found, trial.folder / _PREDICTIONS)
     outcome: dict[str, Any] = {
-        "steps": cost.steps_of(trial.folder),
-        "cpu_seconds": meter.cpu_seconds,
+        "steps": cost.steps_of([f for f in (trial.pretraining, trial.folder) if f]),
+        "cpu_seconds": cpu_seconds,
         "seconds_a_step": cost.seconds_a_step(trial.folder),
         **dataclasses.asdict(size),
         **provenance(),

@@ -154,7 +154,9 @@ def _set(node: Any, path: list[str], value: Any) -> None:
 
 
 def _of_named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(i, dict) and "name" in i for i in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(item, dict) and "name" in item for item in value)
 
 
 def _picked(items: list[dict], names: Any) -> list[dict]:
