@@ -13,15 +13,16 @@ run-cluster: setup
 	@$(VENV_PYTHON) -m tfx_pipeline run --spec=simulator --output=runs/simulator-cluster \
 	  --cluster=deploy/clusters/local_parameter_server.yaml
 
+# Files of tests two at a time: most of them use one core.
 test: setup
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 test-quick: setup
 	@$(VENV_PYTHON) -m pytest -m "not slow and not exhaustive"
 
 # With the longest: faults and Kubernetes' commands in real clusters, trainings of `compare`.
 test-all: setup
-	@$(VENV_PYTHON) -m pytest -m ""
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m ""
 
 # .venv with exactly requirements.txt; nothing to do when it already has it.
 setup:
