@@ -339,10 +339,22 @@ class Phase(_Strict):
     weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
 
 
+class ItemAttributes(_Strict):
+    """Sequence channels that S3-Rec's objectives are about (Zhou et al. 2020, §4.3)."""
+
+    item: Name
+    """An id channel."""
+    attributes: Annotated[tuple[Name, ...], pydantic.Field(min_length=1)]
+    """Category or id channels that describe the item; may be multi-valued."""
+
+
 class Pretraining(Phase):
-    objective: Literal["masked_channels", "next_event"] = "masked_channels"
-    """What is predicted of the MCP channels: masked values (SuperMoE eq. 1-2, PeterRec eq. 2), or
-    those of each event from the events before it (PeterRec eq. 1)."""
+    objective: Literal["masked_channels", "next_event", "s3"] = "masked_channels"
+    """What is predicted: of the MCP channels masked values (SuperMoE eq. 1-2, PeterRec eq. 2), or
+    those of each event from the events before it (PeterRec eq. 1); or, of the channels that `s3`
+    names, S3-Rec's four."""
+    s3: ItemAttributes | None = None
+    """Goes with `objective: s3`."""
     mask_rate: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2
     """Probability that a value of an MCP channel is masked (and predicted)."""
     whole_event_share: Fraction = 0.3
@@ -700,12 +712,14 @@ class Spec(_Strict):
                 "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"
                 " encoder that sees later events has nothing to predict"
             )
-        if pretrain.objective == "next_event" and self.model.architecture in OWN_PRETRAINING:
+        if pretrain.objective != "masked_channels" and self.model.architecture in OWN_PRETRAINING:
             raise ValueError(
                 f"training.pretrain: {self.model.architecture} has a pre-training of its own: it"
-                " takes no 'objective: next_event'"
+                f" takes no 'objective: {pretrain.objective}'"
             )
-        if not self.mcp_channels and self.model.architecture != "mtssl":
+        self._s3_channels_are_there()
+        by_channels = self.model.architecture != "mtssl" and pretrain.objective != "s3"
+        if by_channels and not self.mcp_channels:
             raise ValueError(
                 "training: pre-training predicts channels, and no channel has"
                 " 'mask_prediction: true'; mark the important sequence channels, or skip the"
@@ -717,6 +731,26 @@ class Spec(_Strict):
                 " optimizer's state; give both phases one 'table_optimizer'"
             )
         return self
+
+    def _s3_channels_are_there(self) -> None:
+        s3 = self.training.pretrain.s3
+        if (self.training.pretrain.objective == "s3") != (s3 is not None):
+            raise ValueError("training.pretrain: 'objective: s3' and 's3' go together")
+        if s3 is None:
+            return
+        found = [c for c in self.scope("sequence") if not isinstance(c, DenseChannel)]
+        items = {c.name for c in found if isinstance(c, IdChannel) and not c.multi_valued}
+        attributes = {c.name for c in found} - {s3.item}
+        if s3.item not in items:
+            raise ValueError(
+                f"training.pretrain.s3: item {s3.item!r} isn't a single-valued id channel of scope"
+                f" 'sequence'; those are {sorted(items)}"
+            )
+        if unknown := set(s3.attributes) - attributes:
+            raise ValueError(
+                f"training.pretrain.s3: attributes {sorted(unknown)} aren't id or category channels"
+                f" of scope 'sequence' beside the item; those are {sorted(attributes)}"
+            )
 
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})

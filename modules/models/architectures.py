@@ -24,6 +24,7 @@ from modules.objectives.contrastive import ContrastiveViews
 from modules.objectives.denoising_autoencoder import DenoisingAutoencoder
 from modules.objectives.masked_channel_prediction import MaskedChannelPrediction
 from modules.objectives.next_event import NextEventPrediction
+from modules.objectives.s3_rec import S3Rec
 
 
 class Architecture(NamedTuple):
@@ -43,7 +44,11 @@ HEADS = {"towers": Towers, "shared_bottom": shared_bottom, "mmoe": mmoe, "ple": 
 
 def channel_prediction(spec: Spec, tables: Tables) -> Any:
     """What `training.pretrain.objective` names."""
-    objectives = {"masked_channels": MaskedChannelPrediction, "next_event": NextEventPrediction}
+    objectives: dict[str, Callable[..., Any]] = {
+        "masked_channels": MaskedChannelPrediction,
+        "next_event": NextEventPrediction,
+        "s3": S3Rec,
+    }
     return objectives[spec.training.pretrain.objective](spec, tables)
 
 

@@ -305,7 +305,7 @@ class DenseChannelHead(keras.layers.Layer):
         del features, training
         error_M = tf.abs(tf.squeeze(self.value(h_MD), axis=-1) - targets_M)
         huber_M = tf.where(error_M <= 1.0, 0.5 * tf.square(error_M), error_M - 0.5)
-        return _mean_over_masked(huber_M, error_M)
+        return mean_over_masked(huber_M, error_M)
 
 
 def _as_bags(targets: tf.Tensor) -> tf.Tensor:
@@ -326,10 +326,11 @@ def _bag_cross_entropy(
         loss_M = -tf.math.divide_no_nan(bag_M, tf.reduce_sum(weight_MV, axis=-1))
     best_M = tf.argmax(scores_MC, axis=-1, output_type=labels_MV.dtype)
     hit_M = tf.reduce_any((best_M[:, tf.newaxis] == labels_MV) & valid_MV, axis=-1)
-    return _mean_over_masked(loss_M, tf.cast(hit_M, tf.float32))
+    return mean_over_masked(loss_M, tf.cast(hit_M, tf.float32))
 
 
-def _mean_over_masked(loss_M: tf.Tensor, metric_M: tf.Tensor) -> ChannelLoss:
+def mean_over_masked(loss_M: tf.Tensor, metric_M: tf.Tensor) -> ChannelLoss:
+    """Means over the M positions of all replicas; float32 [M]."""
     count = sum_over_replicas(tf.cast(tf.shape(loss_M)[0], tf.float32))
     return ChannelLoss(
         loss=share_of_mean(tf.reduce_sum(loss_M), count),

@@ -70,6 +70,11 @@ def _predicting_next(architecture, targets) -> dict:
     )
 
 
+def _s3(item="product", attributes=("category", "merchant"), **settings) -> dict:
+    named = {"item": item, "attributes": list(attributes)}
+    return _changed(training={"pretrain": {"objective": "s3", "s3": named} | settings})
+
+
 def _adapters(bottleneck_dim=2, **settings) -> dict:
     return {"tune": "adapters", "adapters": {"bottleneck_dim": bottleneck_dim, **settings}}
 
@@ -130,6 +135,16 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
+        (_s3(s3=None), "training.pretrain: 'objective: s3' and 's3' go together"),
+        (_s3(objective="next_event"), "training.pretrain: 'objective: s3' and 's3' go together"),
+        (_s3(item="category"), "item 'category' isn't a single-valued id channel of scope 'seq"),
+        (_s3(attributes=["price"]), "attributes ['price'] aren't id or category channels of sc"),
+        (_s3(attributes=["product"]), "attributes ['product'] aren't id or category channels of"),
+        (_s3(attributes=[]), "training.pretrain.s3.attributes: Tuple should have at least 1 item"),
+        (
+            _s3() | {"model": {"architecture": "mtssl"}},
+            "mtssl has a pre-training of its own: .* s3",
+        ),
     ],
 )
 def test_a_bad_key_is_named(raw, said):
@@ -152,6 +167,12 @@ def test_without_pre_training_nothing_needs_to_be_predicted():
     raw = _unpredicted()
     raw["training"]["pretrain"]["epochs"] = 0
     assert not parse_spec(raw).mcp_channels
+
+
+def test_s3_predicts_what_it_names_and_nothing_marked():
+    raw = _unpredicted()
+    raw["training"]["pretrain"] = _s3()["training"]["pretrain"]
+    assert parse_spec(raw).training.pretrain.s3.item == "product"
 
 
 def test_with_some_tasks_only_all_else_stays():
