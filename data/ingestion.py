@@ -294,6 +294,11 @@ def _check_splits(counts: Mapping[str, int], spec: Spec) -> None:
 
 
 def _split_advice(spec: Spec, split: str, by_time: bool) -> str:
+    if spec.domain is not None and split == "eval":
+        return (
+            "only impressions of the domain are evaluated on, and none of its has"
+            f" {spec.domain.channel!r} in {list(spec.domain.values)}. Change domain.values or split"
+        )
     if by_time:
         side = "before" if split == "train" else "at or after"
         return f"no labelled event is {side} split.at ({spec.split.at}). Change split.at"

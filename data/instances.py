@@ -295,15 +295,28 @@ class _Targets:
 
 
 def _impressions(timeline: _Timeline, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """Places of events that have a label, and which of them are evaluated on."""
+    """Places of events that have a label, and which of them are evaluated on: of a spec with a
+    `domain` none outside it."""
     everywhere = np.arange(len(timeline.time))
     labelled = np.zeros(len(everywhere), bool)
     for task in (t for t in spec.tasks if t.per == "impression"):
         labelled |= ~is_null(timeline.column(task.label_feature, everywhere))
     event = np.flatnonzero(labelled)
     if spec.split.by == "user":
-        return event, timeline.held_out[timeline.user[event]]
-    return event, ~timeline.trainable()[event]
+        held_out = timeline.held_out[timeline.user[event]]
+    else:
+        held_out = ~timeline.trainable()[event]
+    kept = ~held_out | _in_domain(timeline, event, spec)
+    return event[kept], held_out[kept]
+
+
+def _in_domain(timeline: _Timeline, event: np.ndarray, spec: Spec) -> np.ndarray:
+    if spec.domain is None:
+        return np.ones(len(event), bool)
+    named = spec.domain.channel
+    channel = next(c for c in spec.scope("candidate") if c.name == named)
+    values = timeline.column(channel_column(spec, channel), event).cast(pa.string())
+    return pc.is_in(values, value_set=pa.array(spec.domain.values)).to_numpy(zero_copy_only=False)
 
 
 def _profiled_users(timeline: _Timeline, users: pa.Table, spec: Spec) -> np.ndarray:

@@ -273,6 +273,9 @@ class Model(_Strict):
         "din",
         "can",
         "two_tower",
+        "conet",
+        "darec",
+        "keep_c",
     ] = "supermoe"
     """What `modules/models/architectures.py` puts together."""
     heads: Literal["towers", "shared_bottom", "mmoe", "ple"] | None = None
@@ -301,6 +304,10 @@ class Model(_Strict):
     """ple: experts of each task's own, at every level."""
     extraction_levels: Annotated[int, pydantic.Field(ge=1)] = 2
     """ple: how often experts are mixed and mixtures go to the next experts."""
+    cross_lasso: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
+    """conet: weight of the L1 norm of the connections between its networks (its eq. 9)."""
+    reversal_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.3
+    """darec: λ of the gradient that the domain classifier sends back, reversed."""
     dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
     mixed_precision: bool = False
     full_softmax_rows: Annotated[int, pydantic.Field(ge=0)] = 20_000
@@ -435,6 +442,20 @@ class Knowledge(_Strict):
     """Folder of exported vectors that are plugged into the model; '': none are."""
 
 
+class Domain(_Strict):
+    """A sub-domain among the targets per impression; all others are the super-domain's (KEEP §1).
+
+    Evaluation counts the sub-domain's targets only, whatever was trained on.
+    """
+
+    channel: Name
+    """Candidate channel that tells them apart."""
+    values: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    """The sub-domain's, as text; a missing one is none of them."""
+    train_on: Literal["both", "domain"] = "both"
+    """Whose labels teach; the history holds the events of both."""
+
+
 class Spec(_Strict):
     name: Name
     source: Source
@@ -452,6 +473,7 @@ class Spec(_Strict):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     knowledge: Knowledge | None = None
+    domain: Domain | None = None
 
     def scope(self, scope: Scope) -> tuple[Channel, ...]:
         return tuple(c for c in self.channels if c.scope == scope)
@@ -664,7 +686,7 @@ class Spec(_Strict):
         if self.knowledge is None:
             return self
         heads = self.model.heads or self.model.architecture
-        if not self.knowledge.path and heads in ("shared_bottom", "mmoe", "ple"):
+        if not self.knowledge.path and heads in {"shared_bottom", "mmoe", "ple", *TWO_DOMAINS}:
             raise ValueError(
                 f"knowledge: {heads} shows no hidden layer to extract; give a 'path' to plug"
                 " vectors in, or take other heads"
@@ -673,19 +695,37 @@ class Spec(_Strict):
             raise ValueError("knowledge: items are extracted from a task per impression")
         if self.model.architecture == "can" and self.sequence.targets == "expanded":
             raise ValueError("knowledge: can takes 'sequence.targets: causal'")
+        for key in ("item", "category"):
+            name = getattr(self.knowledge, key)
+            if name is not None:
+                self._must_tell_targets_apart(f"knowledge: {key}", name)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _domain_is_of_candidates(self) -> Spec:
+        word = self.model.architecture
+        if self.domain is None:
+            if word in TWO_DOMAINS:
+                raise ValueError(f"model: {word} has a network for each domain: it needs 'domain'")
+            return self
+        self._must_tell_targets_apart("domain: channel", self.domain.channel)
+        if not any(t.per == "impression" for t in self.tasks):
+            raise ValueError("domain: it is a target's, of a task per impression")
+        if word in TWO_DOMAINS and self.domain.train_on != "both":
+            raise ValueError(f"domain: {word} learns from both domains: leave out 'train_on'")
+        return self
+
+    def _must_tell_targets_apart(self, key: str, name: str) -> None:
         single = {
             c.name
             for c in self.scope("candidate")
             if not isinstance(c, DenseChannel) and not c.multi_valued
         }
-        for key in ("item", "category"):
-            name = getattr(self.knowledge, key)
-            if name is not None and name not in single:
-                raise ValueError(
-                    f"knowledge: {key} {name!r} isn't a single-valued id or category channel of"
-                    f" scope 'candidate'; those are {sorted(single)}"
-                )
-        return self
+        if name not in single:
+            raise ValueError(
+                f"{key} {name!r} isn't a single-valued id or category channel of scope"
+                f" 'candidate'; those are {sorted(single)}"
+            )
 
     @pydantic.model_validator(mode="after")
     def _pairs_can_be_ranked(self) -> Spec:
@@ -755,10 +795,12 @@ class Spec(_Strict):
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
 """Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
-NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "din", "can", "two_tower"})
-"""Architectures that only fine-tune."""
-OWN_HEADS = frozenset({"din", "can", "two_tower"})
+TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
+"""Architectures with a network for each of `domain`'s two."""
+OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
 """Architectures that are their heads."""
+NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple"}) | OWN_HEADS
+"""Architectures that only fine-tune."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""
 

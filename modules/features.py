@@ -14,6 +14,8 @@ from modules.embeddings.table import MISSING, PAD, rows_key
 
 Batch = dict[str, tf.Tensor]
 Ragged = dict[str, tf.RaggedTensor]
+DOMAIN = "target_domain"
+"""Of each target, where the spec has a `domain`: whether it is the sub-domain's."""
 _TRAIN, _EVAL = 0, 1
 
 
@@ -78,7 +80,8 @@ def newest_events(ragged: Ragged, spec: Spec) -> Ragged:
 
 
 def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
-    """Keeps the targets of one split; for 'train' also cuts the window to its training events.
+    """Keeps the targets of one split; for 'train' also cuts the window to its training events, and
+    keeps no impression outside the `domain` that is trained on.
 
     Raises:
       ValueError: split is neither 'train' nor 'eval'.
@@ -87,6 +90,8 @@ def select_split(ragged: Ragged, spec: Spec, split: str) -> Ragged:
     if code is None:
         raise ValueError(f"split {split!r}: expected 'train' or 'eval'")
     keep = tf.equal(ragged["target_split"].flat_values, code)
+    if split == "train" and spec.domain is not None and spec.domain.train_on == "domain":
+        keep &= (ragged[DOMAIN].flat_values > 0) | (ragged["target_per_user"].flat_values > 0)
     names = [name for name in target_features(spec) if name in ragged]
     kept = _filtered(ragged, names, ragged["target_split"].row_splits, keep)
     if split == "train":
@@ -109,6 +114,7 @@ def knowledge_features(spec: Spec) -> dict[str, str]:
 
 def target_features(spec: Spec) -> list[str]:
     names = ["target_position", "target_split", *knowledge_features(spec)]
+    names += [DOMAIN] if spec.domain is not None else []
     names += [c.feature for c in spec.scope("candidate")]
     names += [f for t in spec.tasks for f in (t.label_feature, t.oracle_feature)]
     return names
@@ -126,7 +132,8 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
       candidate_<channel> [B, K(, V)], target_position int64 [B, K], target_mask bool [B, K],
       label_<task> float32 [B, K] where present. Padding: row 0, NaN for dense and labels.
       Where the spec plugs knowledge in: its keys, int64 knowledge_user [B], knowledge_item and
-      knowledge_category [B, K], `NOTHING` for padding and what isn't given.
+      knowledge_category [B, K], `NOTHING` for padding and what isn't given. Where the spec has a
+      `domain`: target_domain bool [B, K], False for padding and where it isn't given.
     """
     num_events, num_targets = lengths(ragged, spec)
     max_events = _round_up(tf.reduce_max(tf.concat([[0], num_events], 0)), length_multiple)
@@ -159,6 +166,10 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
             )
     if spec.knowledge is not None and spec.knowledge.path:
         batch |= _knowledge_keys(ragged, one_each, batch["target_mask"])
+    if spec.domain is not None:
+        batch[DOMAIN] = tf.zeros_like(batch["target_mask"])
+        if DOMAIN in ragged:
+            batch[DOMAIN] = ragged[DOMAIN].to_tensor(default_value=0, shape=target_shape) > 0
     return batch
 
 
@@ -195,7 +206,7 @@ def single_targets(batch: Batch, spec: Spec) -> tuple[Batch, tf.Tensor]:
     rows, places = visible_suffixes(batch, spec)
     for channel in spec.scope("candidate"):
         rows[channel.feature] = tf.gather_nd(batch[channel.feature], places)[:, tf.newaxis]
-    for feature in {"knowledge_item", "knowledge_category"} & batch.keys():
+    for feature in {"knowledge_item", "knowledge_category", DOMAIN} & batch.keys():
         rows[feature] = tf.gather_nd(batch[feature], places)[:, tf.newaxis]
     if "knowledge_user" in batch:
         rows["knowledge_user"] = tf.gather(batch["knowledge_user"], places[:, 0])

@@ -24,7 +24,7 @@ from data.spec import (
 )
 from modules.embeddings.knowledge import keys_of
 from modules.embeddings.table import MISSING, NUM_RESERVED
-from modules.features import knowledge_features
+from modules.features import DOMAIN, knowledge_features
 
 Features = dict[str, tf.Tensor | tf.RaggedTensor]
 Map = Callable[[tf.Tensor], tf.Tensor]
@@ -52,7 +52,22 @@ def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Feature
         outputs["knowledge_user"] = _map_flat(inputs["user_id"], keys_of)
         for feature, name in knowledge_features(spec).items():
             outputs[feature] = _map_flat(inputs[f"candidate_{name}"], keys_of)
+    if spec.domain is not None:
+        outputs[DOMAIN] = _map_flat(
+            inputs[f"candidate_{spec.domain.channel}"], _is_one_of(spec.domain.values)
+        )
     return outputs
+
+
+def _is_one_of(values: tuple[str, ...]) -> Map:
+    """A function from raw values to 1 where they are, as text, one of `values`, else 0: int64."""
+
+    def found(x: tf.Tensor) -> tf.Tensor:
+        text = x if x.dtype == tf.string else tf.strings.as_string(x)
+        hits = tf.equal(text[:, tf.newaxis], tf.constant(values)[tf.newaxis, :])
+        return tf.cast(tf.reduce_any(hits, axis=-1), tf.int64)
+
+    return found
 
 
 def table_rows(spec: Spec, transform_output: tft.TFTransformOutput) -> dict[str, int]:

@@ -1,11 +1,11 @@
-"""KEEP on the simulator: GAUC of a sub-domain's click model with and without plugged knowledge.
+"""KEEP's Tables 2 and 7 on the simulator: GAUC of clicks in a sub-domain, model by model.
 
-    python -m benchmarks.quality.keep --output=runs/keep --users=6000
+    python -m benchmarks.quality.keep --output=runs/keep --users=6000 --seeds=0,1,2
 
-The super-domain is all traffic of the first 60 days, the sub-domain that of two pages afterwards
-(20 days to train on, 10 to test). Two extraction models (eq. 6: a decomposed and a degenerate one)
-and two downstream models go through the whole pipeline, each in its own run; a run that is
-finished isn't repeated.
+The super-domain is all traffic, the sub-domain that of two pages. KEEP's two extraction models
+(eq. 6: a decomposed and a degenerate one) learn from the first 60 days, each in its own run; all
+downstream models from the 20 days after, with the same instances, epochs and seeds (`compare`),
+and are tested on the last 10. What is finished isn't repeated.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from tfx_pipeline import environment
 
 environment.prepare()  # Before TensorFlow is imported.
 
+import collections  # noqa: E402
 import datetime  # noqa: E402
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
@@ -30,20 +33,42 @@ from rich.table import Table  # noqa: E402
 from data.simulator import simulate  # noqa: E402
 from data.simulator.channels import simulator_spec  # noqa: E402
 from data.simulator.population import NUM_SLOTS, START_MS  # noqa: E402
-from modules.metrics.results import load_metrics  # noqa: E402
+from modules.metrics.activity import bucket_names, bucket_of  # noqa: E402
+from modules.metrics.gauc import gauc  # noqa: E402
+from modules.models.architectures import ARCHITECTURES  # noqa: E402
+from tfx_pipeline.comparison import trials  # noqa: E402
+from tfx_pipeline.comparison.finished_run import finished_run  # noqa: E402
+from tfx_pipeline.comparison.variants import parse_variants  # noqa: E402
 from tfx_pipeline.layout import Layout  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string("output", "runs/keep", "Folder of all of it.")
 _USERS = flags.DEFINE_integer("users", 6_000, "Simulated users.", 100)
 _EVENTS = flags.DEFINE_float("events", 120.0, "Events a user on average.", 20.0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the models.", 0)
-_BASE = flags.DEFINE_string("base", "can", "Architecture of the downstream model.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the downstream models.")
+_MODELS = flags.DEFINE_list("models", None, "Some of the rows; all unless given.")
 _DAY_MS = 86_400_000
 _SUPER_DAYS, _TEST_FROM = 60, 80
 _SUPER_TEST_FROM = 57
 _PAGES = (0, 1)
 _ALPHA = 0.25
 """KEEP §6.2."""
+_EDGES = (15, 30, 50)
+"""Of the user's events in the 20 days, of all pages."""
+_OWN, _ALONE = "domain.train_on:domain", "knowledge:null"
+_PRETRAINED = f"model.architecture:bert,{_OWN},{_ALONE},training.pretrain.epochs:4"
+_S3 = "training.pretrain.s3"
+_ROWS = {
+    "base": f"model.architecture:can,{_OWN},{_ALONE}",
+    "sample-merging": f"model.architecture:can,{_ALONE}",
+    "conet": f"model.architecture:conet,{_ALONE}",
+    "darec": f"model.architecture:darec,{_ALONE}",
+    "keep-c": f"model.architecture:keep_c,{_ALONE}",
+    "bert4rec": _PRETRAINED,
+    "s3-rec": f"{_PRETRAINED},training.pretrain.objective:s3,{_S3}.item:product,"
+    f"{_S3}.attributes:[category,merchant]",
+    "keep": f"model.architecture:can,{_OWN}",
+}
+"""Of Table 2, as `compare` is told."""
 
 
 def main(argv: list[str]) -> None:
@@ -53,17 +78,44 @@ def main(argv: list[str]) -> None:
     knowledge = output / "extracted" / "1"
     for name, spec in (("items", _extraction(False)), ("categories", _extraction(True))):
         _run(output, name, spec, "super")
-        arguments = [f"--output={output / name}", f"--to={knowledge}"]
-        _command("extract", *arguments)
-    results = {}
-    for name, path in (("base", ""), ("keep", str(knowledge))):
-        _run(output, name, _downstream(path), "sub")
-        results[name] = _gauc(output / name)
-    table = Table("events", "base", "KEEP", "gain", box=None)
-    for group, base in results["base"].items():
-        keep = results["keep"][group]
-        table.add_row(group, f"{base:.4f}", f"{keep:.4f}", f"{keep - base:+.4f}")
-    Console().print(table)
+        _command("extract", f"--output={output / name}", f"--to={knowledge}")
+    _run(output, "downstream", _downstream(knowledge), "sub")
+    run = output / "downstream"
+    wanted = _MODELS.value or list(_ROWS)
+    models = ",".join(f"{name}={_ROWS[name]}" for name in wanted)
+    seeds = ",".join(_SEEDS.value)
+    _command("compare", f"--run={run}", f"--models={models}", f"--seeds={seeds}")
+    found = _predictions(run, models)
+    table = Table("events", *found, box=None)
+    for place, group in enumerate(["all", *bucket_names(_EDGES)]):
+        values = {
+            name: np.array([_gauc(one, place - 1) for one in of_seeds])
+            for name, of_seeds in found.items()
+        }
+        table.add_row(group, *(f"{v.mean():.4f} ± {v.std():.4f}" for v in values.values()))
+    Console(width=200).print(table)
+
+
+def _predictions(run: pathlib.Path, models: str) -> dict[str, list[pa.Table]]:
+    """Of every seed of every model, where `compare` left them."""
+    layout = Layout(run)
+    finished = finished_run(layout)
+    pretrained = lambda word: ARCHITECTURES[word].pretraining is not None  # noqa: E731
+    variants = parse_variants(models, finished.spec, {}, pretrained)
+    seeds = [int(seed) for seed in _SEEDS.value]
+    found = collections.defaultdict(list)
+    for trial in trials.plan(variants, seeds, finished, layout.comparison):
+        found[trial.model].append(trials.predictions_of(trial))
+    return found
+
+
+def _gauc(predictions: pa.Table, bucket: int) -> float:
+    """GAUC of the users whose activity falls into a bucket; of all for -1."""
+    if bucket >= 0:
+        of_target = bucket_of(predictions["activity"].to_numpy(), _EDGES)
+        predictions = predictions.filter(pa.array(of_target == bucket))
+    users = pc.dictionary_encode(predictions["user_id"].combine_chunks()).indices.to_numpy()
+    return gauc(users, predictions["label"].to_numpy(), predictions["score"].to_numpy())
 
 
 def _data(output: pathlib.Path) -> None:
@@ -102,16 +154,21 @@ def _extraction(degenerate: bool) -> dict[str, Any]:
     return spec
 
 
-def _downstream(path: str) -> dict[str, Any]:
-    spec = _spec("sub", _TEST_FROM)
+def _downstream(knowledge: pathlib.Path) -> dict[str, Any]:
+    """Of all traffic; `compare` makes the rows of it. Items are what pre-training predicts."""
+    spec = _spec("downstream", _TEST_FROM)
     pages = [f"a{page}.b{slot}" for page in _PAGES for slot in range(NUM_SLOTS)]
-    spec["source"]["where"] = {"column": "spm", "values": pages}
-    spec["channels"] = [c for c in spec["channels"] if c["name"] != "conversion"]
+    spec["domain"] = {"channel": "spm", "values": pages}
+    spec["channels"] = [
+        c | {"mask_prediction": c["scope"] == "sequence" and c["name"] == "product"}
+        for c in spec["channels"]
+        if c["name"] != "conversion"
+    ]
     spec["tasks"] = [t for t in spec["tasks"] if t["name"] == "click"]
-    spec["knowledge"] = {"item": "product", "category": "category", "path": path}
-    spec["model"]["architecture"] = _BASE.value
+    spec["knowledge"] = {"item": "product", "category": "category", "path": str(knowledge)}
+    spec["model"]["architecture"] = "can"
     spec["training"]["finetune"]["epochs"] = 4
-    spec["evaluation"] = {"activity_edges": [5, 10, 15]}
+    spec["evaluation"] = {"activity_edges": list(_EDGES)}
     return spec
 
 
@@ -123,7 +180,6 @@ def _spec(name: str, test_from: int) -> dict[str, Any]:
         del task["thresholds"]
     spec["model"] = {"hidden_dim": 32, "tower_dims": [64, 32]}
     spec["training"] = {
-        "seed": _SEED.value,
         "pretrain": {"epochs": 0},
         "finetune": spec["training"]["finetune"],
     }
@@ -143,13 +199,6 @@ def _run(output: pathlib.Path, name: str, spec: dict[str, Any], domain: str) -> 
 def _command(*arguments: str) -> None:
     print("tfx_pipeline", *arguments, flush=True)
     subprocess.run([sys.executable, "-W", "ignore", "-m", "tfx_pipeline", *arguments], check=True)
-
-
-def _gauc(run: pathlib.Path) -> dict[str, float]:
-    """GAUC of click by the user's number of events, as the run's Evaluator has it."""
-    folders = (Layout(run).artifacts / "Evaluator" / "evaluation").glob("[0-9]*")
-    evaluation = load_metrics(max(folders, key=lambda folder: int(folder.name)))
-    return {name: evaluation.value("click", "gauc", slice_=name) for name in evaluation.slices}
 
 
 if __name__ == "__main__":

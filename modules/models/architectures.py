@@ -9,9 +9,12 @@ from data.spec import Spec
 from modules.models.aetn import aetn
 from modules.models.bert import Bert
 from modules.models.can import can_towers
+from modules.models.conet import conet
+from modules.models.darec import darec
 from modules.models.din import din_towers
 from modules.models.encoder import Encoder
 from modules.models.event_mean import EventMean
+from modules.models.keep_c import KeepC
 from modules.models.mmoe import mmoe
 from modules.models.nextitnet import NextItNet
 from modules.models.ple import ple
@@ -64,4 +67,7 @@ ARCHITECTURES = {
     "din": Architecture(EventMean, din_towers, None),
     "two_tower": Architecture(EventMean, TwoTower, None),
     "can": Architecture(EventMean, can_towers, None),
+    "conet": Architecture(EventMean, conet, None),
+    "darec": Architecture(EventMean, darec, None),
+    "keep_c": Architecture(EventMean, KeepC, None),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -44,10 +43,6 @@ class MixedHeads(keras.layers.Layer):
             if per == "user":
                 x = tf.pad(x, [[0, 0], [0, 0], [0, self._padding]])
             for name, mixed in self._mixer(x, names, training=training).items():
-                logits[name] = self._logits(name, mixed, inputs[name].own, training)
+                given = inputs[name].with_own(tf.cast(mixed, tf.float32))
+                logits[name] = self._towers[name](given, training=training)
         return logits
-
-    def _logits(self, name: str, mixed: tf.Tensor, own: Any, training: bool) -> tf.Tensor:
-        if own is not None:
-            mixed = tf.concat([tf.cast(mixed, tf.float32), own], axis=-1)
-        return self._towers[name](mixed, training=training)

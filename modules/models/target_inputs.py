@@ -21,6 +21,10 @@ class TargetInput(NamedTuple):
     shared: tf.Tensor
     own: tf.Tensor | None
 
+    def with_own(self, x: tf.Tensor) -> tf.Tensor:
+        """x float32 [B, K, X] and the task's own context beside it: [B, K, X + C]."""
+        return x if self.own is None else tf.concat([x, self.own], axis=-1)
+
 
 class TargetInputs(keras.layers.Layer):
     """[H, candidate, query(H)·candidate] for tasks per impression, H for tasks per user.

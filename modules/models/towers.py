@@ -60,14 +60,11 @@ class Towers(keras.layers.Layer):
         events: Events | None,
     ) -> dict[str, tf.Tensor]:
         inputs = self._inputs(user, batch, tasks, training=training, events=events)
-        return {
-            name: given.shared if given.own is None else tf.concat(given, axis=-1)
-            for name, given in inputs.items()
-        }
+        return {name: given.with_own(given.shared) for name, given in inputs.items()}
 
 
-def task_tower(spec: Spec, task: Task) -> Tower:
+def task_tower(spec: Spec, task: Task, name: str = "tower") -> Tower:
     """The last layers of a task: `model.tower_dims`, then its logits."""
     sizes = spec.model
     num_logits = len(task.classes or (None,))
-    return Tower(sizes.tower_dims, num_logits, sizes.dropout, name=f"tower_{task.name}")
+    return Tower(sizes.tower_dims, num_logits, sizes.dropout, name=f"{name}_{task.name}")

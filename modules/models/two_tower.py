@@ -40,15 +40,24 @@ class TwoTower(keras.layers.Layer):
         self, user: tf.Tensor, batch: Batch, tasks: tuple[Task, ...], training: bool = False
     ) -> dict[str, tf.Tensor]:
         """H at each target, float32 [B, K, D] -> {task: logits [B, K, 1 or classes]}."""
-        logits = {}
-        if any(task.per == "impression" for task in tasks):
-            product = self.user_vector(user, training) * self.item_vector(batch, training)
-        for task in tasks:
-            if task.per == "user":
-                logits[task.name] = self._towers[task.name](user, training=training)
-            else:
-                logits[task.name] = self._of_product[task.name](product)
-        return logits
+        logits = {
+            task.name: self._towers[task.name](user, training=training)
+            for task in tasks
+            if task.per == "user"
+        }
+        impressions = tuple(task for task in tasks if task.per == "impression")
+        if not impressions:
+            return logits
+        vectors = self.user_vector(user, training), self.item_vector(batch, training)
+        return logits | self.of_vectors(*vectors, impressions)
+
+    def of_vectors(
+        self, user_vector: tf.Tensor, item_vector: tf.Tensor, tasks: tuple[Task, ...]
+    ) -> dict[str, tf.Tensor]:
+        """K̂_u and K̂_i, float32 [B, K, D] -> {task: logits [B, K, 1 or classes]} of tasks per
+        impression."""
+        product = user_vector * item_vector
+        return {task.name: self._of_product[task.name](product) for task in tasks}
 
     def user_vector(self, user: tf.Tensor, training: bool = False) -> tf.Tensor:
         """K̂_u: H float32 [..., D] -> [..., D]."""

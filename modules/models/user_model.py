@@ -28,7 +28,8 @@ class UserModel(keras.Model):
       patches: adapters of the encoder's blocks, which stay what pre-training handed over; None
         without `training.finetune.adapters`.
       heads: `(user, batch, tasks, training) -> {task: logits [B, K, 1 or classes]}`; where they
-        say `reads_events`, with the argument `events` too.
+        say `reads_events`, with the argument `events` too. What they learn by beside the tasks is
+        their `auxiliary_loss` of all that they gave in training, more than the logits if need be.
       weighting: how the tasks' losses are weighed (`modules/objectives/weighting`).
       plug_in: what adds extracted knowledge to H before the heads; None without
         `knowledge.path`. (`user_embedding` is H as the encoder made it.)
@@ -203,7 +204,7 @@ class UserModel(keras.Model):
             user = self.plug_in(user, batch)
         reads = {} if events is None else {"events": events}
         logits = self.heads(user, batch, tasks, training=training, **reads)
-        return {t.name: logits[t.name] if t.classes else logits[t.name][..., 0] for t in tasks}
+        return logits | {t.name: logits[t.name][..., 0] for t in tasks if not t.classes}
 
 
 def _layered(encoder: Encoder) -> LayeredEncoder:

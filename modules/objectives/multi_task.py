@@ -13,14 +13,24 @@ def multi_task_loss(
     model: UserModel, batch: Batch, step: tf.Tensor | int = 0
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Eq. 9 over eq. 3's losses, λ as `training.finetune.weighting` finds them, plus the routers'
-    losses.
+    losses and the heads' own, where they have one.
 
     Returns:
-      The loss, and what to record: `train/<task>/loss`, `lambda/<task>` unless static, and
-      `expert_load` [MoE-FFNs, E].
+      The loss, and what to record: `train/<task>/loss`, `lambda/<task>` unless static,
+      `expert_load` [MoE-FFNs, E], and what the heads say of theirs.
     """
-    user_BKD, logits_of, aux = model.at_targets(batch, model.spec.tasks, training=True)
+    user_BKD, outputs_of, aux = model.at_targets(batch, model.spec.tasks, training=True)
+    outputs: dict[str, tf.Tensor] = {}
+
+    def logits_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs.update(outputs_of(user_BKD))
+        return outputs
+
     weighted = model.weighting(user_BKD, logits_of, batch, tf.convert_to_tensor(step, tf.int64))
     values = {f"train/{name}/loss": loss for name, loss in weighted.losses.items()}
     values |= {f"lambda/{name}": value for name, value in weighted.lambdas.items()}
-    return weighted.total + router_loss(aux, model.spec.model), values | router_values(aux)
+    total = weighted.total + router_loss(aux, model.spec.model)
+    if hasattr(model.heads, "auxiliary_loss"):
+        loss, of_heads = model.heads.auxiliary_loss(outputs, batch)
+        total, values = total + loss, values | of_heads
+    return total, values | router_values(aux)

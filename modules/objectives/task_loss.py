@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -40,6 +40,12 @@ def task_loss(
     count = sum_over_replicas(tf.reduce_sum(delta_BK))
     loss_BK = _elementwise(task.type, logits_BK, labels_BK)
     return share_of_mean(tf.reduce_sum(delta_BK * loss_BK), count), count
+
+
+def labelled(tasks: Sequence[spec_lib.Task], batch: Batch) -> tf.Tensor:
+    """The real targets that have a label of one of the tasks, bool [B, K]."""
+    present = [~tf.math.is_nan(batch[task.label_feature]) for task in tasks]
+    return batch["target_mask"] & tf.reduce_any(tf.stack(present), axis=0)
 
 
 def task_losses(

@@ -114,6 +114,32 @@ def _labelled(row: dict) -> bool:
     return any(row.get(label) is not None for label in ("click", "stars", "spend"))
 
 
+@pytest.mark.parametrize("split", [{"by": "user", "eval_fraction": 0.4}, BY_TIME])
+def test_only_the_domains_impressions_are_evaluated(split):
+    """All others stay history, and what is trained on stays as it is."""
+    rows = [
+        {"user_id": user, "time_ms": t, "item": t % 3, "click": "1"}
+        for user in ("ann", "bo", "7", "zoë")
+        for t in range(9)
+    ]
+    domain = {"channel": "item", "values": ["2"]}
+    whole, cut = (
+        built(rows, [], small_spec(split=split, **given)) for given in ({}, {"domain": domain})
+    )
+
+    def targets(instances, split):
+        return [
+            (one["user_id"], item)
+            for one in instances
+            for item, s in zip(one["candidate_item"], one["target_split"], strict=True)
+            if s == split
+        ]
+
+    assert targets(cut, 0) == targets(whole, 0)
+    assert targets(cut, 1) == [target for target in targets(whole, 1) if target[1] == 2] != []
+    assert [one["sequence_item"] for one in cut] == [one["sequence_item"] for one in whole]
+
+
 def test_ties_do_not_see_each_other_and_untimed_events_come_first():
     rows = [
         {"user_id": "ann", "time_ms": 5, "item": 1, "click": "1"},

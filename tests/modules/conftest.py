@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.spec import Spec, parse_spec
+from data.spec import TWO_DOMAINS, Domain, Spec, parse_spec
+from modules.features import DOMAIN
+from modules.models.architectures import ARCHITECTURES
 
 ROWS = {"item": 40, "kind": 9, "tags": 12, "city": 7}
 NUM_RESERVED = 3
+
+
+_IN_CI = {("darec", "causal")}
+"""Of the architectures of two domains, which are alike in what these tests ask; `make test-all`
+asks them all."""
+CASES = [
+    pytest.param(
+        case,
+        id="-".join(case),
+        marks=[pytest.mark.exhaustive] if case[0] in TWO_DOMAINS and case not in _IN_CI else [],
+    )
+    for case in itertools.product(ARCHITECTURES, ["causal", "expanded"])
+]
+"""(architecture, `sequence.targets`)."""
 
 
 def make_spec(**overrides) -> Spec:
@@ -44,6 +62,14 @@ def make_spec(**overrides) -> Spec:
     return parse_spec(raw | overrides)
 
 
+def with_architecture(spec: Spec, word: str) -> Spec:
+    """The spec with another architecture, and with a domain where that needs one."""
+    changes = {"model": spec.model.model_copy(update={"architecture": word})}
+    if word in TWO_DOMAINS:
+        changes["domain"] = Domain(channel="item", values=("1",))
+    return spec.model_copy(update=changes)
+
+
 def random_instances(spec: Spec, num_events: list[int], num_targets: list[int], seed: int = 0):
     """Transformed features as the parser gives them: ragged, multi-valued ones flat with counts."""
     rng = np.random.default_rng(seed)
@@ -74,6 +100,8 @@ def random_instances(spec: Spec, num_events: list[int], num_targets: list[int], 
     features["target_split"] = ragged(splits, num_targets)
     train_length = np.array([rng.integers(0, n + 1) for n in num_events])
     features["train_length"] = ragged(train_length, [1] * len(num_events))
+    if spec.domain is not None:
+        features[DOMAIN] = ragged(rng.integers(0, 2, sum(num_targets)), num_targets)
     for task in spec.tasks:
         labels = rng.integers(0, 2, sum(num_targets)).astype(np.float32)
         labels[rng.random(len(labels)) < 0.3] = np.nan

@@ -13,7 +13,7 @@ from modules.layers.pooling import ENDS
 from modules.layers.transformer_block import TransformerBlock
 from modules.models.architectures import ARCHITECTURES
 from modules.models.tables import embedding_tables
-from tests.modules.conftest import ROWS, make_spec
+from tests.modules.conftest import ROWS, make_spec, with_architecture
 
 D = 6
 INSERTIONS = ("serial", "serial_after", "parallel", "parallel_after")
@@ -168,9 +168,6 @@ def test_adapter_is_equation_10_without_its_shortcut():
 
 def test_layered_encoders_have_blocks_and_stages():
     for architecture, parts in ARCHITECTURES.items():
-        spec = make_spec(
-            model={"architecture": architecture, "num_blocks": 2},
-            training={"pretrain": {"epochs": 0}},
-        )
+        spec = with_architecture(make_spec(model={"num_blocks": 2}), architecture)
         encoder = parts.encoder(spec, embedding_tables(spec, ROWS, spec.training.finetune))
         assert (architecture in LAYERED) == hasattr(encoder, "blocks") == hasattr(encoder, "stages")

@@ -9,11 +9,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Pretraining, SpecError
+from data.spec import SpecError
 from modules.embeddings.knowledge import NOTHING, KnowledgeTable, keys_of, pair_keys, read
-from modules.features import as_ragged, pad
+from modules.features import DOMAIN, as_ragged, pad
 from modules.layers.plug_in import PlugIn
-from modules.models.architectures import ARCHITECTURES
 from modules.models.knowledge import decomposed
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
@@ -21,7 +20,13 @@ from modules.preprocessing import table_rows
 from modules.training.checkpoint import dense
 from modules.training.export import export
 from modules.training.saving import trained_objects
-from tests.modules.conftest import ROWS, make_spec, random_instances
+from tests.modules.conftest import (
+    CASES,
+    ROWS,
+    make_spec,
+    random_instances,
+    with_architecture,
+)
 from tests.modules.fitting import fit
 from tests.modules.transformed import NUM_USERS, Transformed, two_phase_spec
 
@@ -122,16 +127,13 @@ def test_bad_exports_are_named(tmp_path):
         make_spec(knowledge={"item": "item", "category": "tags"})
 
 
-@pytest.mark.parametrize("targets", ["causal", "expanded"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_old_checkpoint_loads_and_answers_stay_bit_for_bit(
-    architecture, targets, exported, tmp_path
-):
+@pytest.mark.parametrize("case", CASES)
+def test_an_old_checkpoint_loads_and_answers_stay_bit_for_bit(case, exported, tmp_path):
     """And from there on the knowledge makes a difference: to targets, and to tasks per user."""
+    architecture, targets = case
     keras.utils.set_random_seed(1)
     base = make_spec(sequence={"max_length": 8, "window": 24, "targets": targets})
-    sizes = base.model.model_copy(update={"architecture": architecture})
-    base = base.model_copy(update={"model": sizes})
+    base = with_architecture(base, architecture)
     knowledge = {"item": "item", "path": str(exported)}
     plugged = base.model_copy(update={"knowledge": make_spec(knowledge=knowledge).knowledge})
     features = with_keys(
@@ -195,17 +197,28 @@ HALVES = (slice(0, 180), slice(180, 240))
 
 
 def test_knowledge_goes_through_transform_and_into_the_export(tmp_path):
-    """DIN, so that a model without a user split is exported too."""
+    """With it a `domain`; KEEP-C, so that a model without a user split is exported too."""
     rng = np.random.default_rng(5)
     folder = tmp_path / "k"
     ids = [f"u{user}" for user in range(NUM_USERS)]
     write(folder / "users.parquet", rng.normal(size=(NUM_USERS, 4)), user_id=ids)
     write(folder / "items.parquet", rng.normal(size=(50, 4)), item_id=list(map(str, range(50))))
-    spec = two_phase_spec(knowledge={"item": "item", "path": str(folder)})
-    training = spec.training.model_copy(update={"pretrain": Pretraining(epochs=0)})
-    model = spec.model.model_copy(update={"architecture": "din"})
-    spec = spec.model_copy(update={"model": model, "training": training})
+    spec = two_phase_spec(
+        knowledge={"item": "item", "path": str(folder)},
+        domain={"channel": "item", "values": ["1", "2"]},
+        model={"architecture": "keep_c", "hidden_dim": 16},
+        training={"pretrain": {"epochs": 0}},
+    )
     transformed = Transformed(tmp_path / "data", spec)
+    (batch,) = transformed.batches("train", batch_size=256)
+    of_domain, is_eval = 0, []
+    for row in transformed.raw.to_pylist():
+        split, per_user = np.array(row["target_split"]), np.array(row["target_per_user"])
+        inside = np.isin(row["candidate_item"], (1, 2))
+        of_domain += np.sum(inside & (split == 0))
+        is_eval += list(inside[(split == 1) & (per_user == 0)])
+    assert 0 < np.sum(batch[DOMAIN]) == of_domain < np.sum(batch["target_mask"])
+    assert len(is_eval) and all(is_eval)  # no other impression is judged
     keras.utils.set_random_seed(6)
     model = UserModel(spec, table_rows(spec, transformed.output))
     (batch,) = transformed.batches("eval", batch_size=256)
@@ -225,7 +238,8 @@ def test_knowledge_goes_through_transform_and_into_the_export(tmp_path):
     real = tf.sequence_mask(answers["target_count"], answers["click"].shape[1]).numpy()
     np.testing.assert_allclose(answers["click"].numpy()[real], expected, atol=1e-5)
 
-    row = tf.train.Example.FromString(examples[order[-1]])
+    longest = np.flatnonzero(real[:, 0])[-1]
+    row = tf.train.Example.FromString(examples[order[longest]])
     known = serve(examples=tf.constant([row.SerializeToString()]))["click"].numpy()
     row.features.feature["user_id"].bytes_list.value[0] = b"a stranger"
     unknown = serve(examples=tf.constant([row.SerializeToString()]))["click"].numpy()

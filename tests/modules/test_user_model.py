@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import typing
 
 import numpy as np
@@ -17,18 +16,23 @@ from modules.models.architectures import ARCHITECTURES, channel_prediction
 from modules.models.pretrainer import Pretrainer
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
-from tests.modules.conftest import ROWS, make_spec, random_instances
+from tests.modules.conftest import (
+    CASES,
+    ROWS,
+    make_spec,
+    random_instances,
+    with_architecture,
+)
 from tests.modules.fitting import fit
 
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
 
 
-@pytest.fixture(params=itertools.product(ARCHITECTURES, ["causal", "expanded"]), ids="-".join)
+@pytest.fixture(params=CASES)
 def spec(request):
     architecture, targets = request.param
     base = make_spec(sequence={"max_length": 8, "window": 24, "targets": targets})
-    model = base.model.model_copy(update={"architecture": architecture})
-    return base.model_copy(update={"model": model})
+    return with_architecture(base, architecture)
 
 
 @pytest.fixture
@@ -212,6 +216,7 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
         tasks=[{"name": "click", "label": "clicked"}],
         model=spec.model.model_dump() | {"dropout": 0.0},
         training={"pretrain": {"epochs": 0}},
+        domain=spec.domain and spec.domain.model_dump(),
     )
     keras.utils.set_random_seed(3)
     rng = np.random.default_rng(3)

@@ -56,6 +56,18 @@ def test_a_list_of_names_keeps_those_tasks():
     assert only.spec.tasks == tuple(t for t in BASE.tasks if t.name in ("click", "vip"))
 
 
+def test_a_model_may_do_without_the_runs_knowledge():
+    base = two_phase_spec(knowledge={"item": "item"})
+    (without,) = variants("without=knowledge:null", base=base)
+    assert without.spec.knowledge is None
+
+
+def test_a_model_may_learn_from_its_own_domain_alone():
+    base = two_phase_spec(domain={"channel": "item", "values": ["1"]})
+    own, merged = variants("own=domain.train_on:domain,merged=model.ffn_dim:24", base=base)
+    assert (own.spec.domain.train_on, merged.spec.domain.train_on) == ("domain", "both")
+
+
 def test_all_get_the_same_budget_and_seeds_change_nothing_else():
     one, two = variants("a=model.num_experts:3,b=training.seed:9", {"pretrain": 2, "finetune": 5})
     for variant in (one, two):
@@ -95,6 +107,7 @@ def test_what_has_no_pretraining_is_fine_tuned_alone():
         ("x=channels.item.rows:30", "x changes 'channels'"),
         ("x=tasks.click.label:buy", "x changes 'tasks'"),
         ("x=name:other", "x changes 'name'"),
+        ("x=domain.channel:item,domain.values:['1']", "x changes 'domain'"),
     ],
 )
 def test_a_wrong_model_is_refused_before_anything_is_trained(text, said):
@@ -418,7 +431,8 @@ def test_cpu_seconds_go_on_after_a_kill(tmp_path):
 
 
 def test_every_architecture_can_be_asked_for():
+    base = two_phase_spec(domain={"channel": "item", "values": ["1"]})
     for word in ARCHITECTURES:
         has = ARCHITECTURES[word].pretraining is not None
-        (variant,) = variants(word, is_pretrained=lambda _, has=has: has)
+        (variant,) = variants(word, is_pretrained=lambda _, has=has: has, base=base)
         assert bool(variant.spec.training.pretrain.epochs) == has

@@ -28,9 +28,21 @@ _FREE = {
     "channels": {"dim", "mask_prediction"},
     "tasks": {"exclude", "group_by", "weight", "thresholds"},
     "knowledge": {"path"},
+    "domain": {"train_on"},
 }
 """By part of a spec, what neither instances nor Transform's output depend on."""
-_DATA = ("name", "source", "user", "time", "sequence", "channels", "tasks", "split", "knowledge")
+_DATA = (
+    "name",
+    "source",
+    "user",
+    "time",
+    "sequence",
+    "channels",
+    "tasks",
+    "split",
+    "knowledge",
+    "domain",
+)
 
 
 class Variant(NamedTuple):
@@ -169,9 +181,12 @@ def _picked(items: list[dict], names: Any) -> list[dict]:
 
 
 def _alike(part: str, spec: Spec, base: Spec) -> bool:
-    """Whether what instances and Transform read of a part is the same; tasks may be fewer."""
+    """Whether what instances and Transform read of a part is the same; tasks may be fewer, and
+    knowledge left out."""
     free = _FREE.get(part, set())
     one, other = (_read(getattr(s, part), free) for s in (spec, base))
+    if part == "knowledge" and one is None:
+        return True
     return all(task in other for task in one) if part == "tasks" else one == other
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from data.spec import Spec
-from modules.features import Batch, Ragged, as_ragged, knowledge_features, pad, select_split
+from modules.features import DOMAIN, Batch, Ragged, as_ragged, knowledge_features, pad, select_split
 
 _LENGTH_MULTIPLE = 8
 
@@ -19,10 +19,11 @@ def parser(
     """A function from serialized instances, string [n], to the instances cut to `split`."""
     feature_spec = transform_output.transformed_feature_spec()
     keys = {"knowledge_user", *knowledge_features(spec)} if spec.knowledge is not None else set()
+    keys |= {DOMAIN} if spec.domain is not None else set()
     if missing := sorted(keys - feature_spec.keys()):
         raise ValueError(
-            f"knowledge: Transform's output has no {', '.join(missing)} to look it up by; its spec"
-            " must have the same `knowledge`, so run it again"
+            f"Transform's output has no {', '.join(missing)}; its spec must have the same"
+            " `knowledge` and `domain`, so run it again"
         )
     unused = {"user_id", "user_activity", "window_last"}
     unused |= {t.oracle_feature for t in spec.tasks}
