@@ -270,6 +270,8 @@ class Model(_Strict):
         "shared_bottom",
         "mmoe",
         "ple",
+        "deepfm",
+        "nfm",
         "din",
         "can",
         "two_tower",
@@ -278,7 +280,7 @@ class Model(_Strict):
         "keep_c",
     ] = "supermoe"
     """What `modules/models/architectures.py` puts together."""
-    heads: Literal["towers", "shared_bottom", "mmoe", "ple"] | None = None
+    heads: Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm"] | None = None
     """What stands between H and the tasks' logits; the architecture's own unless given."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
@@ -686,7 +688,7 @@ class Spec(_Strict):
         if self.knowledge is None:
             return self
         heads = self.model.heads or self.model.architecture
-        if not self.knowledge.path and heads in {"shared_bottom", "mmoe", "ple", *TWO_DOMAINS}:
+        if not self.knowledge.path and heads in WITHOUT_HIDDEN:
             raise ValueError(
                 f"knowledge: {heads} shows no hidden layer to extract; give a 'path' to plug"
                 " vectors in, or take other heads"
@@ -799,8 +801,10 @@ TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
 """Architectures with a network for each of `domain`'s two."""
 OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
 """Architectures that are their heads."""
-NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple"}) | OWN_HEADS
+NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | OWN_HEADS
 """Architectures that only fine-tune."""
+WITHOUT_HIDDEN = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | TWO_DOMAINS
+"""Heads that show no layer before the logits to extract knowledge from."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""
 

@@ -11,12 +11,14 @@ from modules.models.bert import Bert
 from modules.models.can import can_towers
 from modules.models.conet import conet
 from modules.models.darec import darec
+from modules.models.deepfm import deepfm
 from modules.models.din import din_towers
 from modules.models.encoder import Encoder
 from modules.models.event_mean import EventMean
 from modules.models.keep_c import KeepC
 from modules.models.mmoe import mmoe
 from modules.models.nextitnet import NextItNet
+from modules.models.nfm import nfm
 from modules.models.ple import ple
 from modules.models.shared_bottom import shared_bottom
 from modules.models.supermoe import SuperMoE
@@ -41,7 +43,14 @@ class Architecture(NamedTuple):
     pretraining: Callable[[Spec, Tables], Any] | None
 
 
-HEADS = {"towers": Towers, "shared_bottom": shared_bottom, "mmoe": mmoe, "ple": ple}
+HEADS: dict[str, Callable[[Spec, Tables], Any]] = {
+    "towers": Towers,
+    "shared_bottom": shared_bottom,
+    "mmoe": mmoe,
+    "ple": ple,
+    "deepfm": deepfm,
+    "nfm": nfm,
+}
 """What `model.heads` may put in place of an architecture's own."""
 
 
@@ -64,6 +73,8 @@ ARCHITECTURES = {
     "shared_bottom": Architecture(EventMean, shared_bottom, None),
     "mmoe": Architecture(EventMean, mmoe, None),
     "ple": Architecture(EventMean, ple, None),
+    "deepfm": Architecture(EventMean, deepfm, None),
+    "nfm": Architecture(EventMean, nfm, None),
     "din": Architecture(EventMean, din_towers, None),
     "two_tower": Architecture(EventMean, TwoTower, None),
     "can": Architecture(EventMean, can_towers, None),

@@ -8,8 +8,8 @@ import tf_keras as keras
 from data.spec import IdChannel, Spec
 from modules.embeddings.table import rows_key
 from modules.features import Batch
+from modules.layers.channel_blocks import mean_of_values
 from modules.layers.co_action import CoAction
-from modules.layers.feature_projection import mean_of_values
 from modules.models.din import Interest
 from modules.models.encoder import Events
 from modules.models.tables import Tables

@@ -7,7 +7,7 @@ import tensorflow as tf
 from data.spec import DenseChannel, Spec
 from modules.embeddings.table import rows_key
 from modules.features import Batch
-from modules.layers.feature_projection import mean_of_values
+from modules.layers.channel_blocks import mean_of_values
 from modules.models.encoder import Events
 from modules.models.two_tower import TwoTower
 from modules.models.user_model import UserModel

@@ -16,14 +16,13 @@ ROWS = {"item": 40, "kind": 9, "tags": 12, "city": 7}
 NUM_RESERVED = 3
 
 
-_IN_CI = {("darec", "causal")}
-"""Of the architectures of two domains, which are alike in what these tests ask; `make test-all`
-asks them all."""
+_LIKE_ANOTHER = {(a, t) for a in (*TWO_DOMAINS, "nfm") for t in ("causal", "expanded")}
+_LIKE_ANOTHER -= {("darec", "causal")}
+"""What differs from others in nothing that these tests ask: the architectures of two domains but
+for one, and `nfm`, deepfm's heads with another readout. `make test-all` asks them all."""
 CASES = [
     pytest.param(
-        case,
-        id="-".join(case),
-        marks=[pytest.mark.exhaustive] if case[0] in TWO_DOMAINS and case not in _IN_CI else [],
+        case, id="-".join(case), marks=[pytest.mark.exhaustive] if case in _LIKE_ANOTHER else []
     )
     for case in itertools.product(ARCHITECTURES, ["causal", "expanded"])
 ]

@@ -144,7 +144,7 @@ def test_channels_computed_at_once_are_what_each_alone_is(monkeypatch):
         # Which channel, and dense values apart from their absence, each row of the kernel reads.
         number = {c.feature: i for i, c in enumerate(channels)}
         reads = []
-        for group in layer._groups:
+        for group in layer._blocks.groups:
             if group[0].kind == "dense":
                 reads += [(number[c.feature], part) for part in (0, 1) for c in group]
             else:
@@ -156,7 +156,7 @@ def test_channels_computed_at_once_are_what_each_alone_is(monkeypatch):
         if not kernels:
             kernels.append(layer.projection.kernel.numpy()[order])
         else:
-            assert len(layer._groups) > 15  # each alone, but for the dense ones
+            assert len(layer._blocks.groups) > 15  # each alone, but for the dense ones
             kernel = np.empty_like(kernels[0])
             kernel[order] = kernels[0]
             layer.projection.kernel.assign(kernel)
