@@ -389,6 +389,9 @@ class Finetuning(Phase):
     pairwise_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
     """α of KEEP's eq. 3: weight of ranking a user's targets by pairs, beside each task's own loss;
     of binary tasks per impression."""
+    pretraining_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
+    """Of the pre-training's loss of the same batches, added to the tasks': both at once instead of
+    one after the other (PeterRec §4.1, MTL)."""
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
     the task's `weight`, or, of gradnorm and bilevel, start there."""
@@ -742,12 +745,17 @@ class Spec(_Strict):
     @pydantic.model_validator(mode="after")
     def _phases_are_possible(self) -> Spec:
         pretrain, finetune = self.training.pretrain, self.training.finetune
-        if not pretrain.epochs:
+        if not pretrain.epochs and not finetune.pretraining_weight:
             return self
         if self.model.architecture in NOT_PRETRAINED:
             raise ValueError(
                 f"training: {self.model.architecture} has no pre-training; skip the phase with"
-                " 'training.pretrain.epochs: 0'"
+                " 'training.pretrain.epochs: 0', and leave out 'finetune.pretraining_weight'"
+            )
+        if finetune.pretraining_weight and finetune.tune != "all":
+            raise ValueError(
+                "training.finetune: 'pretraining_weight' trains the whole encoder:"
+                f" it needs 'tune: all', not {finetune.tune}"
             )
         if pretrain.objective == "next_event" and self.sequence.targets != "causal":
             raise ValueError(
@@ -767,7 +775,7 @@ class Spec(_Strict):
                 " 'mask_prediction: true'; mark the important sequence channels, or skip the"
                 " phase with 'training.pretrain.epochs: 0'"
             )
-        if pretrain.table_optimizer != finetune.table_optimizer:
+        if pretrain.epochs and pretrain.table_optimizer != finetune.table_optimizer:
             raise ValueError(
                 "training: large and dynamic tables go from pre-training to fine-tuning with their"
                 " optimizer's state; give both phases one 'table_optimizer'"

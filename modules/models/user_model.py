@@ -33,6 +33,8 @@ class UserModel(keras.Model):
       weighting: how the tasks' losses are weighed (`modules/objectives/weighting`).
       plug_in: what adds extracted knowledge to H before the heads; None without
         `knowledge.path`. (`user_embedding` is H as the encoder made it.)
+      pretraining: the objective that is trained along with the tasks, as `Pretrainer` has it; None
+        without `training.finetune.pretraining_weight`.
       splits_at_user: whether `score` can answer from H alone.
     """
 
@@ -47,10 +49,18 @@ class UserModel(keras.Model):
         heads = HEADS[spec.model.heads] if spec.model.heads else architecture.heads
         self.heads = heads(spec, self.tables)
         self.weighting = WEIGHTINGS[spec.training.finetune.weighting](spec)
+        joint = architecture.pretraining if spec.training.finetune.pretraining_weight else None
+        self.pretraining = joint(spec, self.tables) if joint else None
         given = spec.knowledge
         self.plug_in = KnowledgePlugIn(given) if given is not None and given.path else None
         self.splits_at_user = not getattr(self.heads, "reads_events", False)
         self._pooling = self.encoder.pooling
+
+    def make_variables(self, batch: Batch) -> None:
+        """All that training changes, from a small batch."""
+        self(batch)
+        if self.pretraining is not None:
+            self.pretraining(self.encoder, batch, tf.constant(0, tf.int64), training=False)
 
     def user_embedding(self, batch: Batch) -> tf.Tensor:
         """H over everything the window holds: float32 [B, D] (SuperMoE eq. 8)."""

@@ -47,7 +47,7 @@ def program(fn_args: FnArgs) -> Program:
 
     def build(batch: Batch) -> UserModel:
         model = UserModel(spec, table_rows(spec, transform_output))
-        model(batch)
+        model.make_variables(batch)
         freeze(model)
         return model
 
@@ -78,6 +78,8 @@ def program(fn_args: FnArgs) -> Program:
         build,
         multi_task_loss,
         warm_start=start,
+        # Pre-training learns from users without labels too.
+        min_targets=0 if spec.training.finetune.pretraining_weight else 1,
         at_epoch_end=at_epoch_end,
     )
 

@@ -34,6 +34,6 @@ def build(
         pretrainer.loss(batch, tf.constant(0, tf.int64), training=False)
         return pretrainer, pretrainer.loss
     model = UserModel(spec, dict(rows))
-    model(batch)
+    model.make_variables(batch)
     freeze(model)
     return model, lambda batch, step: multi_task_loss(model, batch, step)
