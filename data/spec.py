@@ -386,6 +386,9 @@ class Finetuning(Phase):
     FineCLS, and FineLast of the encoder's last one or two layers."""
     adapters: Adapters | None = None
     """Goes with `tune: adapters`."""
+    user_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
+    """Of the training users, chosen by a hash of the id, so that a smaller share is part of a
+    larger one (PeterRec Figure 6). Pre-training and evaluation have all of theirs."""
     pairwise_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
     """α of KEEP's eq. 3: weight of ranking a user's targets by pairs, beside each task's own loss;
     of binary tasks per impression."""

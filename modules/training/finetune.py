@@ -80,6 +80,7 @@ def program(fn_args: FnArgs) -> Program:
         warm_start=start,
         # Pre-training learns from users without labels too.
         min_targets=0 if spec.training.finetune.pretraining_weight else 1,
+        user_share=spec.training.finetune.user_share,
         at_epoch_end=at_epoch_end,
     )
 

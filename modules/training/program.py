@@ -25,6 +25,7 @@ class Program:
     loss: (module, batch, step) -> (loss, values to record), shares of the whole batch's; a value
       named `expert_load` is a [layers, experts] tensor, every other a scalar.
     min_events, min_targets: instances with fewer are not trained on.
+    user_share: of the users, that are trained on.
     warm_start: (module, placement) before the first step -> what it restored, if anything.
     at_epoch_end: (module, placement) -> more values to record.
     """
@@ -38,5 +39,6 @@ class Program:
     loss: Callable[[Any, Batch, tf.Tensor], tuple[tf.Tensor, Scalars]]
     min_events: int = 0
     min_targets: int = 1
+    user_share: float = 1.0
     warm_start: Callable[[Any, Placement], Checkpoint | None] = lambda module, placement: None
     at_epoch_end: Callable[[Any, Placement], dict[str, float]] = lambda module, placement: {}

@@ -200,6 +200,7 @@ def _shards(program: Program, fn_args: FnArgs, folder: pathlib.Path, chief: bool
         seed=program.spec.training.seed,
         min_events=program.min_events,
         min_targets=program.min_targets,
+        user_share=program.user_share,
         wait_seconds=None if chief else _WAIT_SECONDS,
     )
 

@@ -53,6 +53,29 @@ def _instances(transformed, shards) -> list[list[int]]:
     return numbers
 
 
+def _kept(transformed, folder, **overrides) -> set[int]:
+    return set(sum(_instances(transformed, _write(transformed, folder, **overrides)), []))
+
+
+def test_a_smaller_share_of_users_is_part_of_a_larger_one(transformed, tmp_path):
+    """Whole users: an instance and the other one of its user go together."""
+    shares = (0.05, 0.2, 0.6, 1.0)
+    anyone = {"min_events": 0, "min_targets": 0}
+    kept = [
+        _kept(transformed, tmp_path / str(share), user_share=share, **anyone) for share in shares
+    ]
+    assert kept[0] < kept[1] < kept[2] < kept[3] == set(range(120))
+    for share, numbers in zip(shares, kept, strict=True):
+        assert {number ^ 1 for number in numbers} == numbers
+        assert abs(len(numbers) / 120 - share) < 0.15
+
+
+def test_all_users_are_what_was_there_before(transformed, tmp_path):
+    every = _write(transformed, tmp_path / "given", user_share=1.0)
+    plain = _write(transformed, tmp_path / "plain")
+    assert _instances(transformed, every) == _instances(transformed, plain)
+
+
 def _stamps(shards):
     return [os.stat(path).st_mtime_ns for path in shards.paths]
 

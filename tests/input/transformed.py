@@ -1,4 +1,4 @@
-"""Files as Transform leaves them, of random instances that `context_age` numbers."""
+"""Files as Transform leaves them, of random instances that `context_age` numbers, two a user."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tensorflow_transform.tf_metadata import metadata_io, schema_utils
 
 from data.spec import Spec
 from tests.modules.conftest import make_spec, random_instances
+
+_LIST = {tf.float32: "float_list", tf.int64: "int64_list", tf.string: "bytes_list"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +39,17 @@ def write_transformed(folder: pathlib.Path, num_instances: int, num_files: int =
     features = random_instances(spec, num_events, num_targets, seed=1)
     ages = np.arange(num_instances, dtype=np.float32)
     features["context_age"] = tf.RaggedTensor.from_row_lengths(ages, np.ones_like(ages, np.int64))
+    users = [f"u{number // 2}" for number in range(num_instances)]
+    features["user_id"] = tf.RaggedTensor.from_row_lengths(users, np.ones_like(ages, np.int64))
     schema = schema_utils.schema_from_feature_spec({k: _kind(k, v) for k, v in features.items()})
     metadata_io.write_metadata(
         tft.DatasetMetadata(schema),
         str(folder / "graph" / tft.TFTransformOutput.TRANSFORMED_METADATA_DIR),
     )
     columns = {name: value.to_list() for name, value in features.items()}
-    floats = {name for name, value in features.items() if value.dtype.is_floating}
+    kinds = {name: _LIST[value.dtype] for name, value in features.items()}
     rows = ({k: v[i] for k, v in columns.items()} for i in range(num_instances))
-    examples = [_example(row, floats) for row in rows]
+    examples = [_example(row, kinds) for row in rows]
     files = [str(folder / f"transformed-{i}.gz") for i in range(num_files)]
     for path, part in zip(
         files, np.array_split(np.array(examples, object), num_files), strict=True
@@ -63,15 +67,13 @@ def write_transformed(folder: pathlib.Path, num_instances: int, num_files: int =
 
 
 def _kind(name: str, value: tf.RaggedTensor) -> tf.io.RaggedFeature | tf.io.FixedLenFeature:
-    if name == "train_length" or name.startswith("context_"):
+    if name in ("train_length", "user_id") or name.startswith("context_"):
         return tf.io.FixedLenFeature([1], value.dtype)
     return tf.io.RaggedFeature(value.dtype, value_key=name, row_splits_dtype=tf.int64)
 
 
-def _example(row: dict[str, list], floats: set[str]) -> bytes:
+def _example(row: dict[str, list], kinds: dict[str, str]) -> bytes:
     example = tf.train.Example()
     for name, values in row.items():
-        feature = example.features.feature[name]
-        kind = feature.float_list if name in floats else feature.int64_list
-        kind.value.extend(values)
+        getattr(example.features.feature[name], kinds[name]).value.extend(values)
     return example.SerializeToString()

@@ -9,8 +9,10 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from data.spec import Spec
-from modules.features import lengths
+from modules.features import as_ragged, lengths
 from modules.training.input.parsing import parser
+
+_PLACES = 2**30
 
 
 def kept_instances(
@@ -22,12 +24,14 @@ def kept_instances(
     block: int,
     min_events: int,
     min_targets: int,
+    user_share: float = 1.0,
 ) -> tf.data.Dataset:
     """Blocks of `block` instances in file order, of which those long enough are kept.
 
     Args:
       files: GZIP TFRecord files of transformed instances.
       min_events, min_targets: instances with fewer (after the cut to `split`) are left out.
+      user_share: of the users, whose instances are kept: those of a smaller share, and others.
 
     Returns:
       Dataset of (serialized string [n], num_events int64 [n], block's size int64 []).
@@ -37,7 +41,10 @@ def kept_instances(
     @tf.autograph.experimental.do_not_convert
     def kept(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         num_events, num_targets = lengths(parse(serialized), spec)
-        rows = tf.where((num_events >= min_events) & (num_targets >= min_targets))[:, 0]
+        keep = (num_events >= min_events) & (num_targets >= min_targets)
+        if user_share < 1.0:
+            keep &= _place(_user_ids(serialized, transform_output, spec)) < user_share
+        rows = tf.where(keep)[:, 0]
         size = tf.size(serialized, tf.int64)
         return tf.gather(serialized, rows), tf.gather(num_events, rows), size
 
@@ -49,6 +56,20 @@ def kept_instances(
         deterministic=True,
     )
     return records.batch(block).map(kept, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _user_ids(
+    serialized: tf.Tensor, transform_output: tft.TFTransformOutput, spec: Spec
+) -> tf.Tensor:
+    """string [n]."""
+    wanted = {"user_id": transform_output.transformed_feature_spec()["user_id"]}
+    return as_ragged(tf.io.parse_example(serialized, wanted), spec)["user_id"].flat_values
+
+
+def _place(user_ids: tf.Tensor) -> tf.Tensor:
+    """Each user's own number in [0, 1), which doesn't follow from the hash that splits users."""
+    hashed = tf.strings.to_hash_bucket_strong(user_ids, _PLACES, key=[6, 2020])
+    return tf.cast(hashed, tf.float64) / _PLACES
 
 
 @contextlib.contextmanager

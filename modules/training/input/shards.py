@@ -78,6 +78,7 @@ def write_shards(
     seed: int,
     min_events: int = 0,
     min_targets: int = 1,
+    user_share: float = 1.0,
     batches_per_shard: int = 4,
     shards_per_unit: int = 4,
     shuffle_buffer: int = 16384,
@@ -94,6 +95,7 @@ def write_shards(
       folder: `index.json` in it, written last, says that its shards are complete and what of.
         Shards of other arguments or files, or without an index, are written anew.
       min_events, min_targets: instances with fewer (after the cut) are left out.
+      user_share: of the users, whose instances are kept.
       shuffle_buffer: instances in memory among which a shard's are drawn.
       wait_seconds: None: this process writes. Else another one does; how long to wait for each
         next shard of it.
@@ -110,6 +112,7 @@ def write_shards(
         "seed": seed,
         "min_events": min_events,
         "min_targets": min_targets,
+        "user_share": user_share,
         "batches_per_shard": batches_per_shard,
         "shards_per_unit": shards_per_unit,
         "shuffle_buffer": shuffle_buffer,
@@ -128,6 +131,7 @@ def write_shards(
         block=_BLOCK,
         min_events=min_events,
         min_targets=min_targets,
+        user_share=user_share,
     )
     shard_instances = batch_size * batches_per_shard
     checksums, num_kept = [], 0
@@ -140,7 +144,7 @@ def write_shards(
     if not num_kept:
         raise ValueError(
             f"no instance to {split} on: none of {len(files)} files' has {min_events} events and"
-            f" {min_targets} targets of the {split} split"
+            f" {min_targets} targets of the {split} split, among {user_share:.1%} of the users"
         )
     shape = {
         "num_instances": num_kept,
