@@ -14,7 +14,7 @@ import collections
 import datetime
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -181,6 +181,9 @@ class Task(_Strict):
     """multiclass: the label's values, in the order of the logits."""
     exclude: tuple[Name, ...] = ()
     """Context channels that would give the label away (same fact under another name)."""
+    loss: Literal["pointwise", "bpr", "softmax"] = "pointwise"
+    """bpr, softmax: a target of label 1 is ranked above `training.finetune.negatives`, pair by pair
+    or against all of them at once (PeterRec §3.3); one of label 0 isn't trained on."""
     group_by: Literal["user_id"] | None = "user_id"
     """GAUC's groups; null reports none."""
     weight: Annotated[float, pydantic.Field(gt=0.0)] = 1.0
@@ -380,6 +383,19 @@ class Adapters(_Strict):
     normalisation and activation, which only nextitnet's layers have behind them."""
 
 
+class Negatives(_Strict):
+    """Sampled items, for tasks whose `loss` ranks: uniformly, of those that a batch's targets
+    offer."""
+
+    item: Name
+    """Candidate channel that identifies an item."""
+    count: Annotated[int, pydantic.Field(ge=1)] = 4
+    """Drawn beside each target of label 1."""
+    moment: tuple[Name, ...] = ()
+    """Candidate channels that tell of the moment, not the item (a page, an hour): a negative has
+    its target's. Those that read `$interval` are such channels anyway."""
+
+
 class Finetuning(Phase):
     tune: Literal["all", "adapters", "classifier", "last_1", "last_2"] = "all"
     """What is trained beside the tasks' heads, the rest frozen (PeterRec §4.1): FineAll, PeterRec,
@@ -392,6 +408,8 @@ class Finetuning(Phase):
     pairwise_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
     """α of KEEP's eq. 3: weight of ranking a user's targets by pairs, beside each task's own loss;
     of binary tasks per impression."""
+    negatives: Negatives | None = None
+    """Goes with tasks of `loss: bpr` or `softmax`."""
     pretraining_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
     """Of the pre-training's loss of the same batches, added to the tasks': both at once instead of
     one after the other (PeterRec §4.1, MTL)."""
@@ -547,6 +565,13 @@ class Spec(_Strict):
         """Context channels that may enter the shared encoder: those every task may see."""
         allowed = [{c.name for c in self.context_for(t)} for t in self.tasks]
         return tuple(c for c in self.scope("context") if all(c.name in a for a in allowed))
+
+    def moment_channels(self, names: Collection[str]) -> tuple[Channel, ...]:
+        """Candidate channels that tell of the moment, not the item: the named ones, and those that
+        read `$interval`."""
+        return tuple(
+            c for c in self.scope("candidate") if c.name in names or c.source_column == INTERVAL
+        )
 
     def fingerprint(self) -> str:
         """Changes when anything in the spec does; part of every node's cache key."""
@@ -734,6 +759,31 @@ class Spec(_Strict):
                 f"{key} {name!r} isn't a single-valued id or category channel of scope"
                 f" 'candidate'; those are {sorted(single)}"
             )
+
+    @pydantic.model_validator(mode="after")
+    def _ranking_has_negatives(self) -> Spec:
+        ranking = [task for task in self.tasks if task.loss != "pointwise"]
+        for task in ranking:
+            if task.type != "binary" or task.per != "impression":
+                raise ValueError(
+                    f"tasks: {task.name!r}: 'loss: {task.loss}' ranks candidates: it goes with"
+                    " binary tasks per impression"
+                )
+        negatives = self.training.finetune.negatives
+        if bool(ranking) != (negatives is not None):
+            raise ValueError(
+                "training.finetune: 'negatives' and tasks of 'loss: bpr' or 'loss: softmax' go"
+                " together"
+            )
+        if negatives is not None:
+            self._must_tell_targets_apart("training.finetune.negatives: item", negatives.item)
+            candidate = {c.name for c in self.scope("candidate")} - {negatives.item}
+            if unknown := sorted(set(negatives.moment) - candidate):
+                raise ValueError(
+                    f"training.finetune.negatives: moment {unknown}: no other channels of scope"
+                    f" 'candidate'; those are {sorted(candidate)}"
+                )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _pairs_can_be_ranked(self) -> Spec:

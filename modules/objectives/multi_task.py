@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from modules.features import Batch
 from modules.models.user_model import UserModel
+from modules.objectives.negatives import with_negatives
 from modules.objectives.router import router_loss, router_values
 
 
@@ -21,6 +22,8 @@ def multi_task_loss(
       `expert_load` [MoE-FFNs, E], and what the heads and the pre-training say of theirs.
     """
     step = tf.convert_to_tensor(step, tf.int64)
+    if model.spec.training.finetune.negatives is not None:
+        batch = with_negatives(batch, model.spec, step)
     user_BKD, outputs_of, aux = model.at_targets(batch, model.spec.tasks, training=True)
     outputs: dict[str, tf.Tensor] = {}
 

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from data import spec as spec_lib
 from modules.features import Batch
+from modules.objectives.negatives import split_negatives
 from modules.objectives.pairwise import pairwise_loss
+from modules.objectives.ranking import RANKING_LOSSES
 from modules.replicas import share_of_mean, sum_over_replicas
 
 
@@ -56,8 +58,9 @@ def task_losses(
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """`task_loss` of every task's labels in a batch: the losses and the Σδ, by name.
 
-    With `training.finetune.pairwise_weight` α, a task that ranks adds its pairs:
-    L = L^point + α · L^pair (KEEP eq. 3).
+    A task of `loss: bpr` or `softmax` has that loss instead, in a batch `with_negatives`. With
+    `training.finetune.pairwise_weight` α, binary tasks per impression add the pairs of a user's
+    own targets: L = L^point + α · L^pair (KEEP eq. 3).
 
     Args:
       mask_BK: bool, the targets that count.
@@ -66,10 +69,30 @@ def task_losses(
     losses, counts = {}, {}
     for task in spec.tasks:
         of_task = logits[task.name], batch[task.label_feature], mask_BK
-        losses[task.name], counts[task.name] = task_loss(task, *of_task)
+        if task.loss == "pointwise":
+            losses[task.name], counts[task.name] = task_loss(task, *of_task)
+        else:
+            losses[task.name], counts[task.name] = _ranking(spec, task, *of_task)
         if alpha and task.type == "binary" and task.per == "impression":
             losses[task.name] += alpha * pairwise_loss(*of_task)
     return losses, counts
+
+
+def _ranking(
+    spec: spec_lib.Spec,
+    task: spec_lib.Task,
+    logits_BT: tf.Tensor,
+    labels_BT: tf.Tensor,
+    mask_BT: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of the K targets of label 1 among T = K · (1 + N)."""
+    negatives = spec.training.finetune.negatives
+    assert negatives is not None
+    given = tf.cast(logits_BT, tf.float32), mask_BT & tf.equal(labels_BT, 1.0), mask_BT
+    (positive_BK, negative_BKN), (taken_BK, _), (_, drawn_BKN) = (
+        split_negatives(values, negatives.count) for values in given
+    )
+    return RANKING_LOSSES[task.loss](positive_BK, negative_BKN, taken_BK, drawn_BKN)
 
 
 def _elementwise(kind: str, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -26,7 +26,7 @@ _PRETRAINING = "training.pretrain.epochs"
 _FREE = {
     "sequence": {"targets"},
     "channels": {"dim", "mask_prediction"},
-    "tasks": {"exclude", "group_by", "weight", "thresholds"},
+    "tasks": {"exclude", "group_by", "loss", "weight", "thresholds"},
     "knowledge": {"path"},
     "domain": {"train_on"},
 }
