@@ -15,17 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from data.columns import id_dtype
-from data.spec import CategoryChannel, Channel, IdChannel, Spec
+from data.spec import Spec
 from modules.embeddings.knowledge import ITEM, USER, USER_CATEGORY
+from tfx_pipeline.catalogue import Candidate, examples_of, items_of, offer, values_of
 
 SIGNATURE = "extract"
 BATCH = 256
 _PAIRS = 16 * BATCH
 """(User, category) pairs answered at once: target attention holds some floats for each event of
 each."""
-Candidate = Mapping[str, list]
-"""An item's candidate features, as an instance has them."""
 
 
 def kinds_of(spec: Spec) -> tuple[str, ...]:
@@ -58,7 +56,8 @@ def extract(model: str, files: Sequence[str], spec: Spec, folder: pathlib.Path) 
             f"{model}: no signature {SIGNATURE!r}; train it with `knowledge` and without its `path`"
         )
     run = signatures[SIGNATURE]
-    items = _items(files, spec)
+    assert spec.knowledge is not None
+    items = items_of(files, spec, spec.knowledge.item)
     if not items:
         raise ValueError(f"{', '.join(files)}: no target names an item")
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def _users(run, files: Sequence[str], items: Mapping, spec: Spec) -> Rows:
 def _items_alone(run, files: Sequence[str], items: Mapping, spec: Spec) -> Rows:
     for names in _chunks(items, BATCH):
         example = tf.train.Example()
-        _offer(example, [items[name] for name in names], spec)
+        offer(example, [items[name] for name in names], spec)
         vectors = run(examples=tf.constant([example.SerializeToString()]))["item"]
         yield {"item_id": names}, vectors[0].numpy()
 
@@ -101,65 +100,13 @@ def _newest_windows(
     files: Sequence[str], spec: Spec, candidates: list[Candidate]
 ) -> Iterator[tuple[list[str], tf.Tensor]]:
     """Users and their newest windows, in batches, each offered `candidates`."""
-    newest = (e for e in _examples(files) if _values(e, "window_last") == [1])
+    newest = (e for e in examples_of(files) if values_of(e, "window_last") == [1])
     users_at_once = max(1, min(BATCH, _PAIRS // max(1, len(candidates))))
     for batch in _chunks(newest, users_at_once):
         for example in batch:
-            _offer(example, candidates, spec)
-        users = [_values(example, "user_id")[0].decode() for example in batch]
+            offer(example, candidates, spec)
+        users = [values_of(example, "user_id")[0].decode() for example in batch]
         yield users, tf.constant([example.SerializeToString() for example in batch])
-
-
-def _items(files: Sequence[str], spec: Spec) -> dict[str, Candidate]:
-    """Every item by its id's text, with the candidate features it was last shown with."""
-    assert spec.knowledge is not None
-    channels = spec.scope("candidate")
-    item = next(c for c in channels if c.name == spec.knowledge.item)
-    found: dict[str, Candidate] = {}
-    for example in _examples(files):
-        columns = {c.feature: _per_target(example, c) for c in channels}
-        for place, (value,) in enumerate(columns[item.feature]):
-            if value not in (b"", -1):
-                name = value.decode() if isinstance(value, bytes) else str(value)
-                found[name] = {feature: lists[place] for feature, lists in columns.items()}
-    return found
-
-
-def _per_target(example: tf.train.Example, channel: Channel) -> list[list]:
-    values = _values(example, channel.feature)
-    if not getattr(channel, "multi_valued", False):
-        return [[value] for value in values]
-    flat = iter(values)
-    return [list(itertools.islice(flat, n)) for n in _values(example, channel.count_feature)]
-
-
-def _offer(example: tf.train.Example, candidates: list[Candidate], spec: Spec) -> None:
-    """Makes `candidates` an instance's targets, which see all of its events."""
-    features = example.features.feature
-    for name in [n for n in features if n.startswith(("target_", "candidate_", "label_"))]:
-        del features[name]
-    for channel in spec.scope("candidate"):
-        lists = [candidate[channel.feature] for candidate in candidates]
-        flat = [value for values in lists for value in values]
-        if isinstance(channel, IdChannel) and id_dtype(spec, channel) == "int":
-            features[channel.feature].int64_list.value.extend(flat)
-        elif isinstance(channel, IdChannel | CategoryChannel):
-            features[channel.feature].bytes_list.value.extend(flat)
-        else:
-            features[channel.feature].float_list.value.extend(flat)
-        if getattr(channel, "multi_valued", False):
-            features[channel.count_feature].int64_list.value.extend(map(len, lists))
-
-
-def _examples(files: Sequence[str]) -> Iterator[tf.train.Example]:
-    for record in tf.data.TFRecordDataset(list(files), "GZIP").as_numpy_iterator():
-        yield tf.train.Example.FromString(record)
-
-
-def _values(example: tf.train.Example, name: str) -> list:
-    feature = example.features.feature[name]
-    kind = feature.WhichOneof("kind")
-    return list(getattr(feature, kind).value) if kind else []
 
 
 def _chunks(things: Iterable, size: int) -> Iterator[list]:
