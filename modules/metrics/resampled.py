@@ -22,7 +22,7 @@ def recall_name(precision: float) -> str:
     return f"recall@p{100 * precision:.0f}"
 
 
-METRICS = ("auc", "gauc", "log_loss", *(recall_name(p) for p in PRECISIONS))
+METRICS = ("auc", "gauc", "log_loss", "accuracy", *(recall_name(p) for p in PRECISIONS))
 LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
@@ -60,7 +60,9 @@ def resampled(
     found["gauc"] = _gauc(user, label, score, counts)
     p = np.clip(score.astype(np.float64), _EPSILON, 1 - _EPSILON)
     loss = -np.log(np.where(label > 0, p, 1 - p))
-    found["log_loss"] = _mean(user, loss, np.ones(len(user)), counts)
+    right = np.equal(score >= 0.5, label > 0)
+    for name, values in (("log_loss", loss), ("accuracy", right)):
+        found[name] = _mean(user, values, np.ones(len(user)), counts)
     return found
 
 

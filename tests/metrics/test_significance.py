@@ -74,6 +74,7 @@ def test_every_user_once_gives_the_metrics(targets):
     assert found["gauc"] == pytest.approx(gauc(user, label, score), abs=1e-12)
     log_loss = -np.where(label > 0, np.log(score), np.log(1 - score)).mean()
     assert found["log_loss"] == pytest.approx(log_loss)
+    assert found["accuracy"] == pytest.approx(((score >= 0.5) == label).mean())
     for precision in (0.85, 0.5):
         plain = recall_at_precision(label, score, precision)
         assert found[recall_name(precision)] == pytest.approx(plain)

@@ -21,11 +21,12 @@ from tests.modules.transformed import Transformed, two_phase_spec
 from tests.tfx_pipeline.test_cli import _run
 from tfx_pipeline.comparison import cost, tables, training, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
-from tfx_pipeline.comparison.page import page_of
+from tfx_pipeline.comparison.page import of_less_data, page_of
 from tfx_pipeline.comparison.trials import Outcome, Trial
 from tfx_pipeline.comparison.variants import parse_variants, seeded
 from tfx_pipeline.layout import Layout
 from tfx_pipeline.report.comparison import Comparison, write_html, write_markdown
+from tfx_pipeline.report.plots import quality_against_users
 
 BASE = two_phase_spec()
 
@@ -241,6 +242,22 @@ def test_the_budget_is_said_as_it_was():
     (row,) = tables.cost_table(["a"], {"a": [OUTCOME, slow]}).rows
     said = [cell.text for cell in row]
     assert said == ["a", "1,000", "400", "50", "5.0", "30", "70", "120 ± 28", "10.0 ± 0.0"]
+
+
+def test_models_that_differ_in_their_users_only_are_a_curve():
+    found = variants(
+        "bert,bert-5=model.architecture:bert,training.finetune.user_share:0.05,"
+        "bert-20=model.architecture:bert,training.finetune.user_share:0.2,"
+        "wide-5=model.architecture:bert,model.ffn_dim:24,training.finetune.user_share:0.05"
+    )
+    every = [Trial(v.name, s, seeded(v, s), None) for s in (0, 1) for v in found]
+    assert of_less_data(every) == [("bert", [(0.05, "bert-5"), (0.2, "bert-20"), (1.0, "bert")])]
+    assert of_less_data(every[:1]) == []
+    figure = quality_against_users(
+        [("a|b", [(0.05, [0.6, 0.7]), (1.0, [0.8])]), ("c", [(1.0, [0.9])])], "AUC (mean)"
+    )
+    html5lib.HTMLParser(strict=True).parse(f"<!DOCTYPE html><title>t</title>{figure}")
+    assert "a|b" in figure and "users fine-tuned on, %" in figure
 
 
 def test_the_page_is_valid_html_and_markdown_with_every_cell(scores, tmp_path):

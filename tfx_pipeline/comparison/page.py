@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
-from tfx_pipeline.comparison import tables, trials
+import pyarrow as pa
+
+from tfx_pipeline.comparison import label_frequency, tables, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun
 from tfx_pipeline.comparison.provenance import provenance
 from tfx_pipeline.comparison.trials import Outcome, Trial
@@ -25,13 +29,14 @@ def page_of(
     reference: the model that others are tested against.
     command: that made the page.
     """
-    scores = tables.Scores(every, trials.predictions_of)
+    models = list(dict.fromkeys(trial.model for trial in every))
     outcomes = {
         model: [trials.outcome_of(trial) for trial in every if trial.model == model]
-        for model in scores.models
+        for model in models
     }
+    scores = _scores(every, run)
     return Comparison(
-        f"{run.spec.name}: {len(scores.models)} models side by side",
+        f"{run.spec.name}: {len(models)} models side by side",
         [
             ("command", command),
             ("models", "; ".join(map(_described, variants))),
@@ -41,10 +46,26 @@ def page_of(
             ("budget", tables.budget(outcomes)),
             *_made([one for of in outcomes.values() for one in of]),
         ],
-        [*tables.quality_tables(scores, reference), tables.cost_table(scores.models, outcomes)],
-        _figures(scores, outcomes),
+        [*tables.quality_tables(scores, reference), tables.cost_table(models, outcomes)],
+        _figures(scores, outcomes, every),
         tables.notes(reference),
     )
+
+
+def _scores(every: Sequence[Trial], run: FinishedRun) -> tables.Scores:
+    """With what is known without a model, of all tasks that any of the models has."""
+    widest = max(every, key=lambda trial: len(trial.spec.tasks))
+    known = label_frequency.frequencies(run.instances, widest.spec)
+    seeds = dict.fromkeys(trial.seed for trial in every)
+    without = [dataclasses.replace(widest, model=label_frequency.NAME, seed=s) for s in seeds]
+
+    def predictions_of(trial: Trial) -> pa.Table:
+        found = trials.predictions_of(trial)
+        if trial.model != label_frequency.NAME:
+            return found
+        return label_frequency.answers(found, known, trial.spec)
+
+    return tables.Scores([*every, *without], predictions_of)
 
 
 def _described(variant: Variant) -> str:
@@ -68,14 +89,38 @@ def _made(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(scores: tables.Scores, outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    """AUC against cost: the mean's, or where there is none the first task's that has one."""
+def _figures(
+    scores: tables.Scores, outcomes: Mapping[str, Sequence[Outcome]], every: Sequence[Trial]
+) -> list[str]:
+    """AUC against cost, and against users where that was asked: the mean's, or where there is none
+    the first task's that has one."""
     for task in (tables.MEAN, *scores.tasks):
-        points = [
-            (model, [outcome.cpu_seconds for outcome in outcomes[model]], quality)
-            for model in scores.models
-            if (quality := scores.over_seeds(model, task, "auc"))
-        ]
-        if points:
-            return [plots.quality_against_cost(points, f"AUC ({task})")]
-    return []
+        quality = {model: scores.over_seeds(model, task, "auc") for model in outcomes}
+        known = {model: found for model, found in quality.items() if found}
+        if known:
+            break
+    else:
+        return []
+    label = f"AUC ({task})"
+    costs = {model: [outcome.cpu_seconds for outcome in outcomes[model]] for model in known}
+    figures = [plots.quality_against_cost([(m, costs[m], known[m]) for m in known], label)]
+    curves = [
+        (name, [(share, known[model]) for share, model in members if model in known])
+        for name, members in of_less_data(every)
+    ]
+    if curves:
+        figures.append(plots.quality_against_users(curves, label))
+    return figures
+
+
+def of_less_data(every: Sequence[Trial]) -> list[tuple[str, list[tuple[float, str]]]]:
+    """Models that differ in `training.finetune.user_share` only, if there are: the name of the one
+    with the largest share, and of each its share and name, in the order of shares."""
+    alike: dict[str, dict[float, str]] = {}
+    for trial in every:
+        raw = trial.spec.model_dump()
+        share = raw["training"]["finetune"].pop("user_share")
+        del raw["training"]["seed"]
+        alike.setdefault(json.dumps(raw, default=str), {})[share] = trial.model
+    found = [sorted(members.items()) for members in alike.values() if len(members) > 1]
+    return [(members[-1][1], members) for members in found]

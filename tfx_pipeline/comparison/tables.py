@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from data.spec import Task
 from modules.metrics.resampled import LOWER_IS_BETTER, METRICS, measure, resampled
 from modules.metrics.significance import RESAMPLES, draw_users, p_value
+from tfx_pipeline.comparison import label_frequency
 from tfx_pipeline.comparison.trials import Outcome, Trial
 from tfx_pipeline.report.comparison import Cell, Table
 from tfx_pipeline.report.summary import MISSING
 
-_TITLES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "Log loss (nats)"}
+_TITLES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "Log loss (nats)", "accuracy": "Accuracy"}
 _LEVELS = ((0.01, "**"), (0.05, "*"))
 MEAN = "mean"
 
@@ -179,6 +180,8 @@ def notes(reference: str) -> list[str]:
         f"Stars: it differs from {reference} by more than the choice of users explains (paired"
         f" bootstrap over users, {RESAMPLES:,} resamples, the mean over seeds; * p < 0.05,"
         " ** p < 0.01; not corrected for the number of comparisons).",
+        f"{label_frequency.NAME}: no model, but the share of each label among those trained on, as"
+        " the answer to every target (LabelCS). Accuracy is at a threshold of 0.5.",
         "recall@p85: the largest recall of a threshold with a precision of at least 85% (0: no"
         " threshold is that precise).",
     ]

@@ -191,6 +191,29 @@ def quality_against_cost(
     return _svg(f"{ylabel} against cost", draw, width=6.4)
 
 
+def quality_against_users(
+    models: Sequence[tuple[str, Sequence[tuple[float, Sequence[float]]]]], ylabel: str
+) -> str:
+    """A line a model, (name, points); a point is a share of the users that fine-tuning saw, and the
+    quality of each seed; bars span the seeds."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(models):
+            shares = [100 * share for share, _ in points]
+            means = [sum(quality) / len(quality) for _, quality in points]
+            below = [mean - min(q) for mean, (_, q) in zip(means, points, strict=True)]
+            above = [max(q) - mean for mean, (_, q) in zip(means, points, strict=True)]
+            marker = _MARKERS[i // len(_COLOURS) % len(_MARKERS)]
+            axes.errorbar(
+                shares, means, yerr=[below, above], marker=marker, ms=4, capsize=3, label=name
+            )
+        axes.set(xscale="log", xlabel="users fine-tuned on, %", ylabel=ylabel)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return _svg(f"{ylabel} of less data", draw, width=6.4)
+
+
 def _curves(evaluation: Evaluation, task: str) -> list[tuple[str, str, Curves, str]]:
     return [
         (label, style, evaluation.curves[model, task], model)
