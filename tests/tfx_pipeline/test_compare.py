@@ -250,7 +250,7 @@ def test_models_that_differ_in_their_users_only_are_a_curve():
         "bert-20=model.architecture:bert,training.finetune.user_share:0.2,"
         "wide-5=model.architecture:bert,model.ffn_dim:24,training.finetune.user_share:0.05"
     )
-    every = [Trial(v.name, s, seeded(v, s), None) for s in (0, 1) for v in found]
+    every = [Trial(v.name, s, seeded(v, s), None, None) for s in (0, 1) for v in found]
     assert of_less_data(every) == [("bert", [(0.05, "bert-5"), (0.2, "bert-20"), (1.0, "bert")])]
     assert of_less_data(every[:1]) == []
     figure = quality_against_users(
