@@ -22,7 +22,7 @@ environment.prepare()  # Before TensorFlow is imported.
 import pathlib  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+from typing import NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -64,6 +64,11 @@ _QUERIES = flags.DEFINE_integer("queries", 2_000, "At most so many, drawn from a
 _NEGATIVES = flags.DEFINE_integer("negatives", 99, "Sampled, for each query.", 1)
 _K = flags.DEFINE_integer("k", 5, "Of HR@k, MRR@k and NDCG@k.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of queries and negatives, which all models share.")
+_METRICS: dict[str, Callable[[np.ndarray, int], float]] = {
+    "HR": hit_rate,
+    "MRR": reciprocal_rank,
+    "NDCG": ndcg,
+}
 _TRAIN, _EVAL = 0, 1
 _SCORES_AT_ONCE = 2**16
 
@@ -91,11 +96,13 @@ def main(argv: list[str]) -> None:
     chosen = rng.permutation(len(asked))[: _QUERIES.value]
     queries = [asked[place] for place in chosen]
     negatives = sampled(queries, len(items), _NEGATIVES.value, rng)
-    table = Table("model", *columns(_K.value, _NEGATIVES.value, len(items)), box=None)
+    table = Table("model", "among", *(f"{name}@{_K.value}" for name in _METRICS), box=None)
+    table.columns[0].overflow = "fold"
 
     def add(name: str, scores_of: Callable[[Sequence[Query]], np.ndarray]) -> None:
-        places = evaluate(scores_of, queries, negatives, len(items))
-        table.add_row(name, *(f"{value:.4f}" for value in measured(*places, _K.value)))
+        few, every = evaluate(scores_of, queries, negatives, len(items))
+        table.add_row(name, f"{_NEGATIVES.value + 1} items", *measured(few, _K.value))
+        table.add_row("", f"all {len(items)}", *measured(every, _K.value))
 
     popular = popularity(files, run.spec, _TASK.value, _ITEM.value, list(items))
     add("popularity", lambda some: np.tile(popular, (len(some), 1)))
@@ -224,18 +231,9 @@ def targets_of(queries: Sequence[Query]) -> np.ndarray:
     return np.array([query.target for query in queries], np.int64)
 
 
-_METRICS: dict[str, Any] = {"HR": hit_rate, "MRR": reciprocal_rank, "NDCG": ndcg}
-
-
-def columns(k: int, negatives: int, num_items: int) -> list[str]:
-    among = (f"of {negatives + 1}", f"of {num_items}")
-    return [f"{name}@{k} {which}" for which in among for name in _METRICS]
-
-
-def measured(among_sampled: np.ndarray, among_all: np.ndarray, k: int) -> list[float]:
-    """A value for each of `columns`."""
-    return [metric(places, k) for places in (among_sampled, among_all)
-            for metric in _METRICS.values()]  # fmt: skip
+def measured(ranks_N: np.ndarray, k: int) -> list[str]:
+    """Each of `_METRICS` at k."""
+    return [f"{metric(ranks_N, k):.4f}" for metric in _METRICS.values()]
 
 
 if __name__ == "__main__":

@@ -104,6 +104,19 @@ def test_a_negative_is_another_item_in_the_same_place():
         assert tuple(drawn[name][tuple(place)].tobytes() for name in candidates) in offered
 
 
+def test_what_tells_of_the_moment_is_the_targets_own():
+    finetune = {"negatives": {"item": "item", "count": N, "moment": ["tags", "price"]}}
+    spec = spec_of(training={"finetune": finetune})
+    batch = batch_of(spec)
+    more = with_negatives(batch, spec, step(4))
+    num_own = batch["target_mask"].shape[1]
+    for name in ("candidate_tags", "candidate_price"):
+        own = np.repeat(batch[name].numpy(), N, axis=1)
+        np.testing.assert_array_equal(more[name][:, num_own:], own)
+    own_item = np.repeat(batch["candidate_item"].numpy(), N, axis=1)
+    assert (more["candidate_item"][:, num_own:].numpy() != own_item).any()
+
+
 def test_draws_are_uniform_over_items_and_new_at_every_step():
     """One item is offered fifty times, three others once: each is drawn as often."""
     spec = spec_of(channels=CHANNELS, tasks=TASKS[:1])
@@ -215,6 +228,8 @@ def test_the_next_item_is_learned_from_positives_alone(loss, tmp_path):
         ({"training": {}}, "'negatives' and tasks of 'loss: bpr' or 'loss: softmax' go together"),
         ({"tasks": TASKS[1:]}, "'negatives' and tasks of 'loss: bpr'"),
         ({"tasks": [TASKS[1] | {"loss": "bpr"}]}, "'spend': 'loss: bpr' ranks candidates"),
+        ({"training": {"finetune": {"negatives": {"item": "item", "moment": ["item"]}}}},
+         r"moment \['item'\]: no other channels of scope 'candidate'"),
         ({"training": {"finetune": {"negatives": {"item": "tags"}}}},
          r"negatives: item 'tags' isn't a single-valued .* those are \['item'\]"),
     ],

@@ -48,11 +48,16 @@ def unexported():
 
 
 def losses(
-    transformed: Transformed, folder, cluster: dict, tuning: dict | None = None, **config: str
+    transformed: Transformed,
+    folder,
+    cluster: dict,
+    tuning: dict | None = None,
+    tasks: list[dict] | None = None,
+    **config: str,
 ) -> tuple[np.ndarray, list[dict]]:
     """Of every step of fine-tuning from scratch, without dropout; and each epoch's records."""
     training = {"pretrain": {"epochs": 0}, "finetune": PHASE | (tuning or {})}
-    spec = two_phase_spec(training=training)
+    spec = two_phase_spec(training=training, **({"tasks": tasks} if tasks else {}))
     sizes = {"full_softmax_rows": LARGE_FROM, "dropout": 0.0}
     spec = spec.model_copy(update={"model": spec.model.model_copy(update=sizes)})
     cluster = cluster | {"report_every_steps": 1}
@@ -88,6 +93,20 @@ def test_what_is_frozen_is_frozen_everywhere(placement, transformed, frozen_alon
     steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement], ADAPTERS)
     np.testing.assert_allclose(steps, frozen_alone.steps, atol=1e-4)
     assert [e["tuned_share"] for e in epochs] == [e["tuned_share"] for e in frozen_alone.epochs]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("placement", ["mirrored", "parameter_server", "hybrid"])
+def test_what_each_replica_draws_trains_everywhere(placement, transformed, tmp_path):
+    """Masks and negatives are a replica's own, so losses aren't those of one process; they fall."""
+    tuning = {"pretraining_weight": 0.5, "negatives": {"item": "item", "count": 3}, "epochs": 4}
+    tasks = [
+        {"name": "click", "label": "click", "loss": "bpr"},
+        {"name": "vip", "per": "user", "label": "level", "positive": ["gold"]},
+    ]
+    steps, _ = losses(transformed, tmp_path, CLUSTERS[placement], tuning, tasks)
+    assert np.isfinite(steps).all()
+    assert steps[-3:].mean() < steps[:3].mean()
 
 
 @pytest.fixture(scope="module")
