@@ -11,6 +11,8 @@ import tf_keras as keras
 from data import spec as spec_lib
 from modules.layers.channel_blocks import ChannelBlocks, Tables
 
+_DENSE_STDDEV = 0.05
+
 
 class FieldEmbedding(keras.layers.Layer):
     """v_f = W_f · x_f, x_f what channel f brings to a `ChannelBlocks`.
@@ -38,10 +40,12 @@ class FieldEmbedding(keras.layers.Layer):
         self._maps_CWD = []
         for number, group in enumerate(self._blocks.groups):
             width = self._blocks.width(group)
+            # Fields start as small as tables' rows: the sum of all products is then near zero.
+            stddev = _DENSE_STDDEV if group[0].kind == "dense" else width**-0.5
             weight = self.add_weight(
                 f"map_{number}",
                 (len(group), width, dim),
-                initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+                initializer=keras.initializers.RandomNormal(stddev=stddev),
             )
             self._maps_CWD.append(weight)
 
