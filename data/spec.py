@@ -315,6 +315,8 @@ class Model(_Strict):
     """darec: λ of the gradient that the domain classifier sends back, reversed."""
     dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
     mixed_precision: bool = False
+    added_tasks: bool = False
+    """The pushed model takes tasks that are trained on it later (docs/tuning.md)."""
     full_softmax_rows: Annotated[int, pydantic.Field(ge=0)] = 20_000
     """Tables of at most so many rows are weights of the model, predicted by a full softmax;
     larger ones are sharded, looked up by distinct ids and predicted by a sampled softmax."""
@@ -786,6 +788,22 @@ class Spec(_Strict):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _tasks_can_be_added(self) -> Spec:
+        if not self.model.added_tasks:
+            return self
+        if self.model.architecture not in LAYERED:
+            raise ValueError(
+                "model: 'added_tasks' read an encoder's layers: one of"
+                f" {', '.join(sorted(LAYERED))}, not {self.model.architecture}"
+            )
+        if not any(t.per == "impression" for t in self.tasks):
+            raise ValueError(
+                "model: 'added_tasks' read candidates as a task per impression has learned to, and"
+                " there is none"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _pairs_can_be_ranked(self) -> Spec:
         ranked = any(t.type == "binary" and t.per == "impression" for t in self.tasks)
         if self.training.finetune.pairwise_weight and not ranked:
@@ -857,7 +875,8 @@ class Spec(_Strict):
 
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
-"""Architectures whose encoder takes adapters, and can be tuned by its last layers only."""
+"""Architectures whose encoder takes adapters and added tasks, and can be tuned by its last layers
+only."""
 TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
 """Architectures with a network for each of `domain`'s two."""
 OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS

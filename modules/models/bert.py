@@ -44,6 +44,8 @@ class Bert(keras.layers.Layer):
         self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
     ) -> Encoded:
         x, mask = self._input(batch, training=training)
+        layers = [x]
         for block, patch in with_patches(self.blocks, patches):
             x = block(x, mask, causal=self._causal, training=training, patch=patch)
-        return Encoded(tf.cast(self._norm(x), tf.float32), mask, ())
+            layers.append(x)
+        return Encoded(tf.cast(self._norm(x), tf.float32), mask, (), tuple(layers))

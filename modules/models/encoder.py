@@ -15,11 +15,13 @@ from modules.layers.pooling import Pooling
 
 class Encoded(NamedTuple):
     """hidden: h_o float32 [B, 1 + L, D], index 0 is the leading token; mask: bool [B, 1 + L];
-    aux: router statistics, one per MoE-FFN."""
+    aux: router statistics, one per MoE-FFN; layers: what the first block read and what each block
+    made, [B, 1 + L, D], of a `LayeredEncoder`."""
 
     hidden: tf.Tensor
     mask: tf.Tensor
     aux: tuple
+    layers: tuple[tf.Tensor, ...] = ()
 
 
 class Events(NamedTuple):

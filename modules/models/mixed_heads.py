@@ -46,3 +46,7 @@ class MixedHeads(keras.layers.Layer):
                 given = inputs[name].with_own(tf.cast(mixed, tf.float32))
                 logits[name] = self._towers[name](given, training=training)
         return logits
+
+    def candidate(self, batch: Batch) -> tf.Tensor:
+        """The candidates as the mixer reads them: float32 [B, K, D]."""
+        return self._inputs.candidate(batch)

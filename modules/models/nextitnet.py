@@ -50,6 +50,8 @@ class NextItNet(keras.layers.Layer):
         self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
     ) -> Encoded:
         x, mask = self._input(batch, training=training)
+        layers = [x]
         for block, patch in with_patches(self.blocks, patches):
             x = block(x, mask, patch=patch)
-        return Encoded(tf.cast(x, tf.float32), mask, ())
+            layers.append(x)
+        return Encoded(tf.cast(x, tf.float32), mask, (), tuple(layers))

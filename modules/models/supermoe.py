@@ -52,8 +52,9 @@ class SuperMoE(keras.layers.Layer):
         self, batch: Batch, training: bool = False, patches: Sequence[Patch] | None = None
     ) -> Encoded:
         x, mask = self._input(batch, training=training)
-        aux = []
+        layers, aux = [x], []
         for block, patch in with_patches(self.blocks, patches):
             x, block_aux = block(x, mask, causal=self._causal, training=training, patch=patch)
+            layers.append(x)
             aux.extend(block_aux)
-        return Encoded(tf.cast(self._norm(x), tf.float32), mask, tuple(aux))
+        return Encoded(tf.cast(self._norm(x), tf.float32), mask, tuple(aux), tuple(layers))

@@ -68,7 +68,7 @@ class TargetInputs(keras.layers.Layer):
         """
         impression = user
         if any(task.per == "impression" for task in tasks):
-            candidate = tf.cast(self._project_candidate(batch, training=training), tf.float32)
+            candidate = self.candidate(batch, training)
             query = tf.cast(self._query(user), tf.float32)
             parts = [user, candidate, query * candidate]
             if self._interaction is not None:
@@ -81,6 +81,10 @@ class TargetInputs(keras.layers.Layer):
             )
             for task in tasks
         }
+
+    def candidate(self, batch: Batch, training: bool = False) -> tf.Tensor:
+        """The candidates' projected channels: float32 [B, K, D]."""
+        return tf.cast(self._project_candidate(batch, training=training), tf.float32)
 
     def _context(
         self, task: Task, user: tf.Tensor, batch: Batch, training: bool

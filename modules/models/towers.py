@@ -51,6 +51,10 @@ class Towers(keras.layers.Layer):
         inputs = self._joined(user, batch, tasks, False, events)
         return {name: self._towers[name].last_hidden(x) for name, x in inputs.items()}
 
+    def candidate(self, batch: Batch) -> tf.Tensor:
+        """The candidates as the towers read them: float32 [B, K, D]."""
+        return self._inputs.candidate(batch)
+
     def _joined(
         self,
         user: tf.Tensor,

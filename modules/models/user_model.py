@@ -76,7 +76,7 @@ class UserModel(keras.Model):
             instance = tf.range(tf.shape(batch["sequence_mask"], tf.int64)[0])
             end = tf.reduce_sum(tf.cast(batch["sequence_mask"], tf.int64), axis=1)
             batch = suffix_features(batch, self.spec, instance, end)
-        return self._encode(batch, training=False)
+        return self.encode(batch)
 
     def call(self, batch: Batch, training: bool = False) -> tuple[dict[str, tf.Tensor], tuple]:
         """Logits of every task at every target.
@@ -103,7 +103,7 @@ class UserModel(keras.Model):
                 return self._target_embeddings(batch, training=False)[0]
 
         else:
-            encoded = self._encode(batch, training=False)
+            encoded = self.encode(batch)
             at_end = self.pooled(encoded)
 
             def at_each_target() -> tf.Tensor:
@@ -154,7 +154,7 @@ class UserModel(keras.Model):
           function of H -> {task: logits [B, K] (multiclass [B, K, C])}; the router statistics.
         """
         if self.spec.sequence.targets == "causal":
-            encoded = self._encode(batch, training=training)
+            encoded = self.encode(batch, training=training)
             user, events = self._prefix_embeddings(encoded, batch), None
             if not self.splits_at_user:
                 place = tf.range(tf.shape(encoded.mask, tf.int64)[1] - 1)
@@ -169,19 +169,20 @@ class UserModel(keras.Model):
             user, aux = self._target_embeddings(batch, training)
             return user, lambda user: self._logits(user, batch, tasks, training), aux
         rows, places = single_targets(batch, self.spec)
-        encoded = self._encode(rows, training=training)
+        encoded = self.encode(rows, training=training)
         seen = Events(encoded.hidden[:, 1:], encoded.mask[:, tf.newaxis, 1:])
 
         def logits_of(user: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = self._logits(user, rows, tasks, training, seen)
             return {
-                name: _at_places(places, value[:, 0], batch["target_mask"])
+                name: at_places(places, value[:, 0], batch["target_mask"])
                 for name, value in logits.items()
             }
 
         return self.pooled(encoded)[:, tf.newaxis], logits_of, encoded.aux
 
-    def _encode(self, batch: Batch, training: bool) -> Encoded:
+    def encode(self, batch: Batch, training: bool = False) -> Encoded:
+        """h_o of the events as they stand, with the model's own adapters."""
         if self.patches is None:
             return self.encoder(batch, training=training)
         return _layered(self.encoder)(batch, training=training, patches=self.patches)
@@ -189,11 +190,11 @@ class UserModel(keras.Model):
     def _target_embeddings(self, batch: Batch, training: bool) -> tuple[tf.Tensor, tuple]:
         """H at every target [B, K, D], over the events the target may see."""
         if self.spec.sequence.targets == "causal":
-            encoded = self._encode(batch, training=training)
+            encoded = self.encode(batch, training=training)
             return self._prefix_embeddings(encoded, batch), encoded.aux
         rows, places = visible_suffixes(batch, self.spec)
-        encoded = self._encode(rows, training=training)
-        return _at_places(places, self.pooled(encoded), batch["target_mask"]), encoded.aux
+        encoded = self.encode(rows, training=training)
+        return at_places(places, self.pooled(encoded), batch["target_mask"]), encoded.aux
 
     def _prefix_embeddings(self, encoded: Encoded, batch: Batch) -> tf.Tensor:
         """Causal H: index p of the prefixes has seen the leading token and p events."""
@@ -222,7 +223,7 @@ def _layered(encoder: Encoder) -> LayeredEncoder:
     return cast(LayeredEncoder, encoder)
 
 
-def _at_places(places: tf.Tensor, values: tf.Tensor, target_mask: tf.Tensor) -> tf.Tensor:
+def at_places(places: tf.Tensor, values: tf.Tensor, target_mask: tf.Tensor) -> tf.Tensor:
     """Values [N, …] of the real targets -> [B, K, …], zeros elsewhere."""
     shape = tf.concat([tf.shape(target_mask, tf.int64), tf.shape(values, tf.int64)[1:]], 0)
     return tf.ensure_shape(

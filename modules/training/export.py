@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -12,9 +14,12 @@ import tf_keras as keras
 
 from data.spec import DenseChannel, Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
-from modules.models import extraction
+from modules.models import extraction, task_bank
 from modules.models.user_model import UserModel
 from modules.training.compact import compact
+
+ADDED_TASKS = "added_tasks"
+ADDED_TASK_INPUTS = "added_task_inputs"
 
 
 def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: str) -> None:
@@ -78,6 +83,18 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
         return vectors | {"user_id": user_id, "target_count": count}
 
     @tf.function(autograph=False)
+    def added_tasks(examples, **weights):
+        user_id, batch = parse(examples)
+        answers = task_bank.answers(model, batch, task_bank.TaskWeights(**weights))
+        return answers | {"user_id": user_id}
+
+    @tf.function(autograph=False, input_signature=examples_only)
+    def added_task_inputs(examples):
+        _, batch = parse(examples)
+        count = tf.reduce_sum(tf.cast(batch["target_mask"], tf.int64), axis=1)
+        return task_bank.at_targets(model, batch)._asdict() | {"target_count": count}
+
+    @tf.function(autograph=False)
     def predict(**tensors):
         ragged = _ragged_from_padded(tensors, spec)
         raw = {name: _as_declared(value, raw_spec[name]) for name, value in ragged.items()}
@@ -96,17 +113,22 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
     if model.splits_at_user:
         signatures["score_and_embed"] = score_and_embed.get_concrete_function()
         signatures["score"] = score.get_concrete_function()
+    if spec.model.added_tasks:
+        weights = task_bank.weight_specs(model)
+        signatures[ADDED_TASKS] = added_tasks.get_concrete_function(*examples_only, **weights)
+        signatures[ADDED_TASK_INPUTS] = added_task_inputs.get_concrete_function()
     read = {v.ref(): v for signature in signatures.values() for v in signature.variables}
     saved = tf.Module()
     saved.transform = transform  # with its vocabularies
     saved.weights = list(read.values())
     tf.saved_model.save(saved, folder, signatures=signatures)
     compact(folder)
-    _write_contract(model, list(signatures), folder)
+    _write_contract(model, signatures, folder)
 
 
-def _write_contract(model: UserModel, signatures: list[str], folder: str) -> None:
-    """`assets.extra/serving.json`: how requests may be merged, and what a user's H depends on."""
+def _write_contract(model: UserModel, signatures: Mapping[str, Any], folder: str) -> None:
+    """`assets.extra/serving.json`: how requests may be merged, what a user's H depends on, and
+    whose tasks may be added."""
     spec = model.spec
     trim = {task.name: "target_count" for task in spec.tasks if task.per == "impression"}
     batching: dict = {name: {"pad": [], "trim": trim} for name in signatures}
@@ -114,14 +136,34 @@ def _write_contract(model: UserModel, signatures: list[str], folder: str) -> Non
     if "extract" in batching:
         of_targets = dict.fromkeys(("item", "user_item"), "target_count")
         batching["extract"] = {"pad": [], "trim": of_targets}
+    for name, outputs in (
+        (ADDED_TASKS, ["impression"]),
+        (ADDED_TASK_INPUTS, task_bank.Given._fields),
+    ):
+        if name in batching:
+            batching[name] = {"pad": [], "trim": dict.fromkeys(outputs, "target_count")}
     batching["predict"] = {"pad": [c.feature for c in spec.channels], "trim": trim}
     contract: dict = {"batching": batching}
     if model.splits_at_user:
         contract["users"] = _user_split(spec)
+    if ADDED_TASKS in signatures:
+        contract["added_tasks"] = {
+            "signature": ADDED_TASKS,
+            "backbone": fingerprint(signatures[ADDED_TASKS].variables),
+            "outputs": {"impression": "impression", "user": "user"},
+        }
     path = os.path.join(folder, "assets.extra", "serving.json")
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(json.dumps(contract, indent=2))
+
+
+def fingerprint(variables: Iterable[tf.Variable]) -> str:
+    """Of a backbone's weights: tasks were trained on these or on others."""
+    digest = hashlib.sha256()
+    for variable in variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _user_split(spec: Spec) -> dict:
