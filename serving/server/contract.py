@@ -4,7 +4,9 @@
                   "<signature whose rows depend on each other>": null},
      "users": {"signature": "serving_default", "encode": "score_and_embed", "score": "score",
                "user_features": ["sequence_item", ...], "tower_features": ["context_country", ...],
-               "bypass": ["target_position"]}}
+               "bypass": ["target_position"]},
+     "added_tasks": {"signature": "added_tasks", "backbone": "5e9b02c4d1a87f36",
+                     "outputs": {"impression": "impression", "user": "user"}}}
 
 TF Serving ignores the file. Every name in it is checked against the signatures when the model is
 loaded.
@@ -64,16 +66,33 @@ class Users:
 
 
 @dataclasses.dataclass(frozen=True)
+class AddedTasks:
+    """The tasks that a model takes beside its own.
+
+    Attributes:
+      signature: `examples` [B] and weights in, whose first dimension is the tasks'.
+      backbone: which model the weights must have been trained on.
+      outputs: kind of task -> the output that has the tasks of this kind on its last axis.
+    """
+
+    signature: str
+    backbone: str
+    outputs: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Contract:
     """What one model says.
 
     Attributes:
       batching: signature -> how its requests may be merged; None: never.
       users: None, the model doesn't split.
+      added_tasks: None, it takes none.
     """
 
     batching: Mapping[str, Merging | None] = dataclasses.field(default_factory=dict)
     users: Users | None = None
+    added_tasks: AddedTasks | None = None
 
 
 def read(path: str, signatures: Mapping[str, message.Message]) -> Contract:
@@ -95,8 +114,11 @@ def read(path: str, signatures: Mapping[str, message.Message]) -> Contract:
         contract = Contract(
             {name: _merging(batching, name, _known(name, signatures)) for name in batching.names()},
             _users(fields.inner("users"), signatures) if "users" in fields.names() else None,
+            _added_tasks(fields.inner("added_tasks"), signatures)
+            if "added_tasks" in fields.names()
+            else None,
         )
-        fields.only("batching", "users")
+        fields.only("batching", "users", "added_tasks")
     except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise errors.failed_precondition(f"{file}: {error}") from None
     return contract
@@ -206,6 +228,27 @@ def _users(fields: _Fields, signatures: Mapping[str, message.Message]) -> Users:
             )
         _check_names(f"{fields.place}: {name!r}: output", outputs, signature.outputs)
     return users
+
+
+def _added_tasks(fields: _Fields, signatures: Mapping[str, message.Message]) -> AddedTasks:
+    fields.only("signature", "backbone", "outputs")
+    kinds = fields.inner("outputs")
+    added = AddedTasks(
+        fields.text("signature"),
+        fields.text("backbone"),
+        {kind: kinds.text(kind) for kind in kinds.names()},
+    )
+    signature = _known(added.signature, signatures)
+    _check_names(f"{fields.place}: input", {EXAMPLES}, signature.inputs)
+    _check_names(f"{fields.place}: output", added.outputs.values(), signature.outputs)
+    for name, info in signature.inputs.items():
+        if not has_rows(info) or info.dtype not in {*tensors.DTYPES, tensors.STRING}:
+            raise ValueError(f"{fields.place}: input {name!r} has no first dimension for the tasks")
+    for name in added.outputs.values():
+        shape = signature.outputs[name].tensor_shape
+        if shape.unknown_rank or len(shape.dim) < 2 or shape.dim[-1].size != -1:
+            raise ValueError(f"{fields.place}: output {name!r} has no last axis for the tasks")
+    return added
 
 
 def _check_names(place: str, names: Collection[str], there: Collection[str]) -> None:

@@ -11,17 +11,19 @@ from google.protobuf import message
 from serving import errors
 from serving.server.batching import Parameters
 from serving.server.contract import Merging, has_rows
+from serving.server.native_tensor import Held
 from serving.server.saved_model import SavedModel
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class Group(NamedTuple):
-    """Requests with an equal one may be merged."""
+    """Requests with an equal one may be merged. held: inputs that are the same for all of them."""
 
     signature: str
     outputs: tuple[str, ...]
     shapes: tuple
+    held: Held | None = None
 
 
 def assumed(signature: message.Message, parameters: Parameters) -> Merging | None:
@@ -79,10 +81,10 @@ def run_merged(
     if missing:
         requests = [*requests, _repeated(requests[-1], missing)]
     if len(requests) == 1:
-        return [model.run(group.signature, requests, group.outputs)]
+        return [model.run(group.signature, requests, group.outputs, group.held)]
     counts = {merging.trim[name] for name in group.outputs if name in merging.trim}
     fetched = [*group.outputs, *sorted(counts - set(group.outputs))]
-    outputs = model.run(group.signature, requests, fetched)
+    outputs = model.run(group.signature, requests, fetched, group.held)
     for name, array in outputs.items():
         if array.shape[:1] != (total + missing,):
             raise errors.failed_precondition(

@@ -99,6 +99,14 @@ class _ModelsCollector:
         batches = core.HistogramMetricFamily(
             "serving_batch_rows", "Rows of the batches that ran.", labels=labels
         )
+        tasks = core.GaugeMetricFamily(
+            "serving_added_tasks", "Tasks answered beside the version's own.", labels=labels
+        )
+        refused = core.GaugeMetricFamily(
+            "serving_added_tasks_refused",
+            "Files of tasks that can't be answered: damaged, or trained on another version.",
+            labels=labels,
+        )
         for model in self._models:
             for version in model.versions():
                 values = (model.name, str(version.number))
@@ -109,10 +117,13 @@ class _ModelsCollector:
                     if servable.users:
                         hits.add_metric(values, servable.users.hits)
                         misses.add_metric(values, servable.users.misses)
+                    if added := servable.added_tasks:
+                        tasks.add_metric(values, len(added.tasks))
+                        refused.add_metric(values, added.refused)
                     if scheduler := servable.scheduler:
                         queued.add_metric(values, scheduler.queued_rows)
                         buckets = zip(
                             _BATCH_BUCKETS, itertools.accumulate(scheduler.batches), strict=True
                         )
                         batches.add_metric(values, list(buckets), scheduler.batched_rows)
-        yield from (available, hits, misses, queued, batches)
+        yield from (available, hits, misses, tasks, refused, queued, batches)

@@ -84,7 +84,7 @@ class Model:
         self._policy = config.model_version_policy
 
     def poll(self) -> None:
-        """Brings what is served in line with the directory and the policy.
+        """Brings what is served in line with the directory and the policy, added tasks last.
 
         Versions the policy wants are loaded, the newest first. The others are unloaded once one
         of those is available, and stay if none can be (availability_preserving_policy.h).
@@ -92,15 +92,26 @@ class Model:
         model.
         """
         with self._polling:
-            found = None if self._retired else self._find_versions()
-            if found is None:
-                return
-            wanted = policy.wanted_versions(self._policy, found)
-            for number in wanted:
-                self._ensure_loaded(number, found[number])
-            if found and not any(self.is_available(number) for number in wanted):
-                return
-            self._unload(keep=wanted)
+            if not self._retired:
+                self._poll_versions()
+                self._poll_tasks()
+
+    def _poll_versions(self) -> None:
+        found = self._find_versions()
+        if found is None:
+            return
+        wanted = policy.wanted_versions(self._policy, found)
+        for number in wanted:
+            self._ensure_loaded(number, found[number])
+        if found and not any(self.is_available(number) for number in wanted):
+            return
+        self._unload(keep=wanted)
+
+    def _poll_tasks(self) -> None:
+        for version in self.versions():
+            with version.use() as servable:
+                if servable is not None and servable.added_tasks:
+                    servable.added_tasks.poll()
 
     def retire(self) -> None:
         """Unloads every version for good; each goes once its requests are answered."""

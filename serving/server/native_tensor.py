@@ -2,7 +2,8 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -39,6 +40,20 @@ def from_arrays(parts: Sequence[np.ndarray]) -> int:
             ctypes.memmove(address, np.ascontiguousarray(part).ctypes.data, part.nbytes)
             address += part.nbytes
     return tensor
+
+
+class Held:
+    """Tensors made once and fed to many runs; freed with the last reference.
+
+    Attributes:
+      tensors: input -> TF_Tensor. Runs only read them, any number at once.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.tensors = {name: from_arrays([array]) for name, array in arrays.items()}
+        made = pointers(len(self.tensors))
+        made[:] = list(self.tensors.values())
+        weakref.finalize(self, delete, made)
 
 
 def _padded(part: np.ndarray, row: tuple[int, ...]) -> np.ndarray:

@@ -76,6 +76,7 @@ class SavedModel:
         signature: str,
         requests: Sequence[Mapping[str, np.ndarray]],
         outputs: Sequence[str] | None = None,
+        held: native_tensor.Held | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs a signature once, for one or more requests.
 
@@ -84,6 +85,7 @@ class SavedModel:
           requests: one array per input of the signature each, strings as `bytes` objects. Several
             are joined as `native_tensor.from_arrays` says.
           outputs: which of the signature's outputs are returned; all of them unless given.
+          held: inputs that all of the requests share, instead of one of each.
 
         Returns:
           Output name -> array, in the order asked for.
@@ -94,17 +96,21 @@ class SavedModel:
         definition = self.signatures[signature]
         # TensorFlow prepares and keeps a graph for each set and order of names, which takes longer
         # than computing an output for nothing, and clients can ask for any set.
-        fed_names, fetched_names = sorted(requests[0]), sorted(definition.outputs)
+        own_names = sorted(requests[0])
+        shared = held.tensors if held else {}
+        fed_names, fetched_names = [*own_names, *sorted(shared)], sorted(definition.outputs)
         feeds = self._outputs(tuple(definition.inputs[name].name for name in fed_names))
         fetches = self._outputs(tuple(definition.outputs[name].name for name in fetched_names))
         run_options = c_api.Buffer(
             ctypes.cast(self._run_options, c_api.pointer), len(self._run_options), None
         )
+        made = native_tensor.pointers(len(own_names))
         fed = native_tensor.pointers(len(feeds))
         fetched = native_tensor.pointers(len(fetches))
         try:
-            for i, name in enumerate(fed_names):
-                fed[i] = native_tensor.from_arrays([request[name] for request in requests])
+            for i, name in enumerate(own_names):
+                made[i] = native_tensor.from_arrays([request[name] for request in requests])
+            fed[:] = [*made, *(shared[name] for name in sorted(shared))]
             with c_api.Status() as status:
                 BLOCKING.TF_SessionRun(
                     self._session,
@@ -125,7 +131,7 @@ class SavedModel:
             names = definition.outputs if outputs is None else outputs
             return {name: native_tensor.to_array(tensors[name]) for name in names}
         finally:
-            native_tensor.delete(fed)
+            native_tensor.delete(made)
             native_tensor.delete(fetched)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +13,12 @@ import numpy as np
 from google.protobuf import message
 
 from serving.server import (
+    added_tasks,
     batch_scheduler,
     batching,
     contract,
     merging,
+    native_tensor,
     saved_model,
     user_cache,
     warmup,
@@ -50,10 +53,10 @@ class Servable:
 
     Attributes:
       options: what it was loaded with.
-      signatures: signature name -> SignatureDef.
       mergings: how requests are merged, for the signatures where they may be.
       scheduler: merges them; None if requests run each by itself.
       users: the embeddings of users seen lately; None if the model doesn't offer them.
+      added_tasks: what is answered beside the model's own tasks; None if it takes none.
     """
 
     def __init__(self, path: str, options: Options):
@@ -70,8 +73,9 @@ class Servable:
             path, options.session_config, in_calling_thread=options.in_calling_thread
         )
         try:
-            self.signatures: Mapping[str, message.Message] = self._model.signatures
-            self._prepare(contract.read(path, self.signatures))
+            declared = contract.read(path, self._model.signatures)
+            self._prepare(declared)
+            self._add_tasks(declared.added_tasks, path)
             if options.warmup:
                 warmup.warm_up(self, path)
         except BaseException:
@@ -82,7 +86,7 @@ class Servable:
         parameters = self.options.batching or batching.Parameters()
         assumed = {
             name: merging.assumed(signature, parameters)
-            for name, signature in self.signatures.items()
+            for name, signature in self._model.signatures.items()
             if name not in declared.batching
         }
         mergings = {**assumed, **declared.batching}
@@ -105,6 +109,24 @@ class Servable:
                 self.options.user_cache_size,
                 self.options.user_cache_seconds,
             )
+
+    def _add_tasks(self, declared: contract.AddedTasks | None, path: str) -> None:
+        self.added_tasks = None
+        if declared:
+            self.added_tasks = added_tasks.AddedTasks(
+                declared,
+                self._model.signatures[declared.signature],
+                pathlib.Path(path).parent / added_tasks.FOLDER,
+                self._run_model,
+            )
+            self.added_tasks.poll()
+
+    @property
+    def signatures(self) -> Mapping[str, message.Message]:
+        """Signature name -> SignatureDef, as clients see them."""
+        if self.added_tasks is None:
+            return self._model.signatures
+        return {**self._model.signatures, self.added_tasks.name: self.added_tasks.signature}
 
     def run(
         self,
@@ -139,15 +161,28 @@ class Servable:
         deadline: float = math.inf,
     ) -> dict[str, np.ndarray]:
         """`run`, but of this signature whatever users are known."""
+        if self.added_tasks and signature == self.added_tasks.name:
+            return self.added_tasks.run(inputs, outputs, deadline)
+        return self._run_model(signature, inputs, outputs, deadline)
+
+    def _run_model(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+        deadline: float,
+        held: native_tensor.Held | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature of the model's own; `held` are inputs that requests share."""
         if deadline <= time.monotonic():
             raise batch_scheduler.expired()
         merges = self.mergings.get(signature)
         if self.scheduler and merges:
             shapes = merging.shapes_of(inputs, merges)
             if shapes is not None:
-                group = merging.Group(signature, tuple(outputs), shapes)
+                group = merging.Group(signature, tuple(outputs), shapes, held)
                 return self.scheduler.run(group, inputs, merging.num_rows(inputs), deadline)
-        return self._model.run(signature, [inputs], outputs)
+        return self._model.run(signature, [inputs], outputs, held)
 
     def _process(
         self, group: merging.Group, requests: Sequence[merging.Arrays]

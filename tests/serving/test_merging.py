@@ -87,9 +87,9 @@ class Counting:
     def __init__(self, model):
         self.model, self.rows = model, []
 
-    def run(self, signature, requests, outputs):
+    def run(self, signature, requests, outputs, held=None):
         self.rows.append(sum(map(merging.num_rows, requests)))
-        return self.model.run(signature, requests, outputs)
+        return self.model.run(signature, requests, outputs, held)
 
 
 def test_allowed_sizes_round_up(model):

@@ -124,9 +124,9 @@ def test_without_a_file_requests_are_made_up(version, caplog, monkeypatch):
     rows = []
     run = SavedModel.run
 
-    def recorded(self, signature, requests, outputs=None):
+    def recorded(self, signature, requests, outputs=None, held=None):
         rows.append((signature, np.atleast_1d(next(iter(requests[0].values()))).shape[0]))
-        return run(self, signature, requests, outputs)
+        return run(self, signature, requests, outputs, held)
 
     monkeypatch.setattr(SavedModel, "run", recorded)
     with caplog.at_level(logging.INFO):
