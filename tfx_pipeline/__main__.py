@@ -25,6 +25,7 @@ COMMANDS = (
     "predict",
     "embed",
     "extract",
+    "add_tasks",
     "launch",
     "manifests",
     "plan",

@@ -43,7 +43,7 @@ def two_phase_spec(**overrides):
     return small_spec(**raw | {"channels": channels})
 
 
-def _rows():
+def raw_rows():
     """Users of 0 to 30 events, every channel missing now and then."""
     rng = np.random.default_rng(0)
 
@@ -83,7 +83,7 @@ class Transformed:
 
     def __init__(self, folder, spec):
         self.spec = spec
-        rows, users = _rows()
+        rows, users = raw_rows()
         self.raw = build_instances(event_table(rows, spec), user_table(users, spec), spec)
         self.is_eval = file_split(self.raw)
         schema = schema_of(spec)

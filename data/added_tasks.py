@@ -1,0 +1,75 @@
+"""Tasks that are added to a run's model once it is trained: their file, checked against the run."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+
+from data.spec import Phase, Spec, SpecError, Task, parse_spec
+
+
+class AddedTasks(pydantic.BaseModel):
+    """Tasks as in a spec, and how each of them is trained."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    tasks: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
+    bottleneck_dim: Annotated[int, pydantic.Field(ge=1)] = 8
+    """d of each task's side network."""
+    epochs: Annotated[int, pydantic.Field(ge=1)] = 5
+    batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
+    """Targets a step."""
+    learning_rate: Annotated[float, pydantic.Field(gt=0.0)] = 3e-3
+    weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+
+    @property
+    def phase(self) -> Phase:
+        return Phase(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+
+
+def load_added_tasks(path: str | pathlib.Path) -> AddedTasks:
+    """Reads a YAML file of `AddedTasks`. Raises `SpecError`: all that is wrong with it."""
+    try:
+        return AddedTasks.model_validate(yaml.safe_load(pathlib.Path(path).read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: can't be read: {error}") from None
+    except pydantic.ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SpecError(f"{path}: not a file of added tasks:\n" + "\n".join(lines)) from None
+
+
+def with_added(spec: Spec, added: AddedTasks) -> Spec:
+    """A run's spec with these tasks instead of its own: what makes the instances they learn from.
+
+    Raises:
+      SpecError: one has the name of a task of the run, more than two classes, or a label that the
+        run's encoder is told.
+    """
+    own = {task.name for task in spec.tasks}
+    for task in added.tasks:
+        if task.name in own:
+            raise SpecError(f"tasks: {task.name!r} is a task of the run itself: give another name")
+        if task.type == "multiclass":
+            raise SpecError(f"tasks: {task.name!r}: added tasks are binary or regression")
+        seen = set(spec.encoder_context) - set(spec.context_for(task))
+        for channel in sorted(seen, key=lambda channel: channel.name):
+            raise SpecError(
+                f"tasks: {task.name!r} mustn't see context channel {channel.name!r}, which the"
+                " run's encoder reads: name it in 'exclude' of one of the run's own tasks and run"
+                " again"
+            )
+    raw: dict[str, Any] = spec.model_dump(mode="json")
+    raw["tasks"] = [task.model_dump(mode="json") for task in added.tasks]
+    raw["training"]["finetune"]["pairwise_weight"] = 0.0
+    raw["model"]["added_tasks"] = False  # nothing is added to what is added
+    raw["knowledge"] = None
+    return parse_spec(raw)
