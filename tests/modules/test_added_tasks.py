@@ -168,7 +168,7 @@ def test_a_spec_says_what_tasks_can_be_added_to():
 
 # --- training
 
-PHASE = Phase(epochs=30, batch_size=32, learning_rate=0.02)
+PHASE = Phase(epochs=15, batch_size=32, learning_rate=0.02)
 
 
 CHANNELS = [
