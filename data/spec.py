@@ -796,6 +796,11 @@ class Spec(_Strict):
                 "model: 'added_tasks' read an encoder's layers: one of"
                 f" {', '.join(sorted(LAYERED))}, not {self.model.architecture}"
             )
+        if self.model.heads in ("deepfm", "nfm"):
+            raise ValueError(
+                "model: 'added_tasks' read a candidate as one vector, and heads"
+                f" {self.model.heads} make one a channel"
+            )
         if not any(t.per == "impression" for t in self.tasks):
             raise ValueError(
                 "model: 'added_tasks' read candidates as a task per impression has learned to, and"

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from data.spec import Spec
 from modules.embeddings.table import NUM_RESERVED
-from modules.features import Batch, knowledge_features
+from modules.features import DOMAIN, Batch, knowledge_features
 from modules.replicas import replica_id
 
 _STREAM = 1
@@ -37,6 +37,8 @@ def with_negatives(batch: Batch, spec: Spec, step: tf.Tensor) -> Batch:
     drawn_BJ = _draw(batch, item_BK, tf.stack([B, K * N]), spec.training.seed, step)
     extended = dict(batch)
     of_moment = {channel.feature for channel in spec.moment_channels(negatives.moment)}
+    if spec.domain is not None and f"candidate_{spec.domain.channel}" in of_moment:
+        of_moment.add(DOMAIN)
     for feature in _of_candidate(batch, spec):
         values = batch[feature]
         flat = tf.reshape(values, tf.concat([[B * K], tf.shape(values)[2:]], 0))
@@ -87,7 +89,7 @@ def _ranked(batch: Batch, spec: Spec) -> tf.Tensor:
 
 def _of_candidate(batch: Batch, spec: Spec) -> list[str]:
     names = [channel.feature for channel in spec.scope("candidate")]
-    return names + [name for name in knowledge_features(spec) if name in batch]
+    return names + [name for name in (*knowledge_features(spec), DOMAIN) if name in batch]
 
 
 def _beside(values_BK: tf.Tensor, count: int) -> tf.Tensor:

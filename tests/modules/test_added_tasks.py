@@ -160,6 +160,8 @@ def test_a_spec_says_what_tasks_can_be_added_to():
             model={"architecture": "mmoe", "added_tasks": True},
             training={"pretrain": {"epochs": 0}},
         )
+    with pytest.raises(SpecError, match="and heads nfm make one a channel"):
+        make_spec(model={"heads": "nfm", "added_tasks": True})
     with pytest.raises(SpecError, match="task per impression"):
         make_spec(
             model={"added_tasks": True}, tasks=[{"name": "spend", "label": "spend", "per": "user"}]

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from data.spec import SpecError
 from modules.embeddings.table import NUM_RESERVED
-from modules.features import as_ragged, pad
+from modules.features import DOMAIN, as_ragged, pad
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.objectives.negatives import split_negatives, with_negatives
@@ -102,6 +102,16 @@ def test_a_negative_is_another_item_in_the_same_place():
     }
     for place in np.argwhere(drawn["target_mask"]):
         assert tuple(drawn[name][tuple(place)].tobytes() for name in candidates) in offered
+
+
+def test_a_negative_is_of_its_own_items_domain():
+    spec = spec_of(domain={"channel": "item", "values": ["1"]})
+    batch = batch_of(spec)
+    odd = batch["candidate_item"] % 2 == 1
+    more = with_negatives(batch | {DOMAIN: odd & batch["target_mask"]}, spec, step(2))
+    expected = (more["candidate_item"] % 2 == 1) & more["target_mask"]
+    np.testing.assert_array_equal(more[DOMAIN] & more["target_mask"], expected)
+    assert {*np.unique(expected[:, odd.shape[1] :])} == {False, True}
 
 
 def test_what_tells_of_the_moment_is_the_targets_own():
