@@ -131,6 +131,43 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_with_task(positive=[]), "tasks.0.positive: Tuple should have at least 1 item"),
         (_with_task(type="regression", positive=["1"]), "'positive' goes with type binary"),
         (_with_task(type="regression"), "tasks: 'click': 'min_auc' goes with type binary"),
+        (
+            _with_task(type="regression", thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' goes with type binary",
+        ),
+        (
+            _with_task(type="multiclass", classes=["a", "b"], thresholds={"min_auc": 0.6}),
+            "tasks: 'click': 'min_auc' goes with type binary",
+        ),
+        (
+            _with_task(per="user", thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' goes with tasks per impression",
+        ),
+        (
+            _with_task(group_by=None, thresholds={"min_gauc": 0.6}),
+            "tasks: 'click': 'min_gauc' needs groups to rank within; leave out 'group_by: null'",
+        ),
+        (_unpredicted(), "skip the phase with 'training.pretrain.epochs: 0'"),
+        (_with_two_optimizers(), "give both phases one 'table_optimizer'"),
+        (_finetuned(tune="adapters"), "'tune: adapters' and 'adapters' go together"),
+        (_finetuned(**_adapters() | {"tune": "all"}), "'tune: adapters' and 'adapters' go tog"),
+        (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
+        (
+            _finetuned("bert", **_adapters(insertion="serial_after")),
+            "'insertion: serial_after' goes with nextitnet; bert takes serial or parallel",
+        ),
+        (_predicting_next("nextitnet", "expanded"), "needs 'sequence.targets: causal'"),
+        (_predicting_next("aetn", "causal"), "aetn has a pre-training of its own"),
+        (
+            _changed(training={"finetune": {"weighting": "pcgrad", "weighting_rate": 2.0}}),
+            "weighting pcgrad learns no λ: it takes no 'weighting_rate'",
+        ),
+        (
+            _changed(model={"architecture": "ple"}),
+            "ple has no pre-training; skip the phase with 'training.pretrain.epochs: 0'",
+        ),
+        (_changed(model={"architecture": "din", "heads": "ple"}), "din is its heads"),
+        (_untrained(tune="classifier"), "leaves frozen what nothing has trained"),
         (_ranked_without_labels(), "'pairwise_weight' ranks by binary tasks per impression"),
         (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
