@@ -777,6 +777,11 @@ class Spec(_Strict):
                 "training.finetune: 'negatives' and tasks of 'loss: bpr' or 'loss: softmax' go"
                 " together"
             )
+        if ranking and self.training.finetune.weighting == "bilevel":
+            raise ValueError(
+                "training.finetune: 'weighting: bilevel' validates by labels 0 and 1, and tasks"
+                f" that rank, as {ranking[0].name!r}, aren't trained by those"
+            )
         if negatives is not None:
             self._must_tell_targets_apart("training.finetune.negatives: item", negatives.item)
             candidate = {c.name for c in self.scope("candidate")} - {negatives.item}
@@ -827,6 +832,11 @@ class Spec(_Strict):
             raise ValueError(
                 f"training: {self.model.architecture} has no pre-training; skip the phase with"
                 " 'training.pretrain.epochs: 0', and leave out 'finetune.pretraining_weight'"
+            )
+        if finetune.pretraining_weight and finetune.user_share < 1.0:
+            raise ValueError(
+                "training.finetune: 'pretraining_weight' would pre-train on 'user_share' of the"
+                " users only: give one of them"
             )
         if finetune.pretraining_weight and finetune.tune != "all":
             raise ValueError(

@@ -36,10 +36,9 @@ def with_negatives(batch: Batch, spec: Spec, step: tf.Tensor) -> Batch:
     ranked_BK = batch["target_mask"] & _ranked(batch, spec)
     drawn_BJ = _draw(batch, item_BK, tf.stack([B, K * N]), spec.training.seed, step)
     extended = dict(batch)
-    of_moment = {channel.feature for channel in spec.moment_channels(negatives.moment)}
-    if spec.domain is not None and f"candidate_{spec.domain.channel}" in of_moment:
-        of_moment.add(DOMAIN)
-    for feature in _of_candidate(batch, spec):
+    channels = {channel.name for channel in spec.moment_channels(negatives.moment)}
+    of_moment = {f for f, channel in _read_of(spec).items() if channel in channels}
+    for feature in [name for name in _read_of(spec) if name in batch]:
         values = batch[feature]
         flat = tf.reshape(values, tf.concat([[B * K], tf.shape(values)[2:]], 0))
         own = feature in of_moment
@@ -87,9 +86,11 @@ def _ranked(batch: Batch, spec: Spec) -> tf.Tensor:
     return tf.reduce_any([tf.equal(batch[task.label_feature], 1.0) for task in tasks], axis=0)
 
 
-def _of_candidate(batch: Batch, spec: Spec) -> list[str]:
-    names = [channel.feature for channel in spec.scope("candidate")]
-    return names + [name for name in (*knowledge_features(spec), DOMAIN) if name in batch]
+def _read_of(spec: Spec) -> dict[str, str]:
+    """A batch's features of a target -> the candidate channels that they are read from."""
+    read = {channel.feature: channel.name for channel in spec.scope("candidate")}
+    domain = {DOMAIN: spec.domain.channel} if spec.domain is not None else {}
+    return read | knowledge_features(spec) | domain
 
 
 def _beside(values_BK: tf.Tensor, count: int) -> tf.Tensor:

@@ -62,6 +62,11 @@ def _ranked_without_labels() -> dict:
     return raw | {"tasks": [task for task in raw["tasks"] if task.get("per") == "user"]}
 
 
+def _ranking(**finetune) -> dict:
+    negatives = {"negatives": {"item": "product"}}
+    return _with_task(loss="bpr") | {"training": {"finetune": negatives | finetune}}
+
+
 def _predicting_next(architecture, targets) -> dict:
     return _changed(
         sequence={"targets": targets},
@@ -168,6 +173,11 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         ),
         (_changed(model={"architecture": "din", "heads": "ple"}), "din is its heads"),
         (_untrained(tune="classifier"), "leaves frozen what nothing has trained"),
+        (
+            _changed(training={"finetune": {"pretraining_weight": 0.5, "user_share": 0.1}}),
+            "would pre-train on 'user_share' of the users only",
+        ),
+        (_ranking(weighting="bilevel"), "'weighting: bilevel' validates by labels 0 and 1"),
         (_ranked_without_labels(), "'pairwise_weight' ranks by binary tasks per impression"),
         (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),

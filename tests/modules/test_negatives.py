@@ -114,6 +114,27 @@ def test_a_negative_is_of_its_own_items_domain():
     assert {*np.unique(expected[:, odd.shape[1] :])} == {False, True}
 
 
+def test_knowledge_of_the_moment_is_the_targets_own():
+    finetune = {"negatives": {"item": "item", "count": N, "moment": ["kind"]}}
+    knowledge = {"item": "item", "category": "kind"}
+    channels = [
+        {"name": "item", "scope": "sequence", "kind": "id", "rows": 7, "dim": 8,
+         "mask_prediction": True},
+        {"name": "item", "scope": "candidate", "kind": "id", "table": "item"},
+        {"name": "kind", "scope": "candidate", "kind": "category", "dim": 4},
+    ]  # fmt: skip
+    spec = spec_of(training={"finetune": finetune}, knowledge=knowledge, channels=channels)
+    batch = batch_of(spec)
+    keys = {f"knowledge_{k}": batch[f"candidate_{c}"] for k, c in knowledge.items()}
+    more = with_negatives(batch | keys, spec, step(5))
+    for kind, channel in knowledge.items():
+        np.testing.assert_array_equal(more[f"knowledge_{kind}"], more[f"candidate_{channel}"])
+    num_own = batch["target_mask"].shape[1]
+    np.testing.assert_array_equal(
+        more["knowledge_category"][:, num_own:], np.repeat(keys["knowledge_category"], N, axis=1)
+    )
+
+
 def test_what_tells_of_the_moment_is_the_targets_own():
     finetune = {"negatives": {"item": "item", "count": N, "moment": ["tags", "price"]}}
     spec = spec_of(training={"finetune": finetune})

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from absl import flags
 
-from data.spec import SpecError
+from data.spec import SpecError, parse_spec
 from modules.metrics.auc import auc
 from modules.models.architectures import ARCHITECTURES
 from tests.data.small import small_spec
@@ -416,6 +416,17 @@ def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
     assert not trials.plan([longer], [0], run, folder)[0].finished
     monkeypatch.setattr(trials.fingerprint, "of_code", lambda *_: "edited")
     assert not trials.plan([model], [0], run, folder)[0].finished
+
+
+def test_a_run_of_its_own_kind_compares_with_any_model():
+    """What only pre-trained or served models have isn't asked of others."""
+    raw = BASE.model_dump(mode="json")
+    raw["model"]["added_tasks"] = True
+    raw["training"]["finetune"]["pretraining_weight"] = 0.5
+    base = parse_spec(raw)
+    found = variants("supermoe,mmoe", is_pretrained=lambda word: word != "mmoe", base=base)
+    assert [v.spec.training.finetune.pretraining_weight for v in found] == [0.5, 0.0]
+    assert not any(v.spec.model.added_tasks for v in found)
 
 
 def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):

@@ -99,7 +99,9 @@ def _read_by_pretraining(spec: Spec) -> dict[str, Any]:
     only_fine_tuning_reads: Any = {
         "tasks": True,
         "evaluation": True,
-        "model": {"heads", "tower_dims"},
+        "knowledge": True,
+        "domain": True,
+        "model": {"heads", "tower_dims", "added_tasks", "cross_lasso", "reversal_weight"},
         "training": {"finetune"},
     }
     raw = spec.model_dump(mode="json", exclude=only_fine_tuning_reads)

@@ -23,6 +23,7 @@ _COMMA = re.compile(r",(?![^\[]*\])")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _ARCHITECTURE = "model.architecture"
 _PRETRAINING = "training.pretrain.epochs"
+_JOINT_PRETRAINING = "training.finetune.pretraining_weight"
 _FREE = {
     "sequence": {"targets"},
     "channels": {"dim", "mask_prediction"},
@@ -124,6 +125,7 @@ def _changed(
 ) -> Spec:
     where = f"--models: {name}"
     raw = base.model_dump(mode="json")
+    raw["model"]["added_tasks"] = False  # nothing is served, and some models can't
     for key, value in {**budget, **changes}.items():
         try:
             _set(raw, key.split("."), value)
@@ -134,6 +136,8 @@ def _changed(
         if changes.get(_PRETRAINING):
             raise flags.Error(f"{where}: {word} has no pre-training; leave out {_PRETRAINING}")
         _set(raw, _PRETRAINING.split("."), 0)
+        if _JOINT_PRETRAINING not in changes:
+            _set(raw, _JOINT_PRETRAINING.split("."), 0.0)
     spec = parse_spec(raw, where)
     for part in _DATA:
         if not _alike(part, spec, base):
