@@ -17,13 +17,16 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
 
 _COLOCATED_WITH = b"loc:@"
+_GRADIENT = "_gradient_op_type"
 
 
 def compact(folder: str) -> None:
     """Rewrites `saved_model.pb` in `folder`: the same answers from fewer operations.
 
     In every function: operations that neither an output nor a side effect depends on are left
-    out, and equal constants become one.
+    out, and equal constants become one. Nothing is trained from it, so no operation names a
+    gradient of its own: without the functions (`SaveOptions.experimental_custom_gradients`) a
+    name only makes TensorFlow warn, with them it keeps every model that was ever loaded.
     """
     path = os.path.join(folder, "saved_model.pb")
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -32,6 +35,8 @@ def compact(folder: str) -> None:
         for function in meta_graph.graph_def.library.function:
             _drop_unused(function)
             _merge_constants(function)
+            for node in function.node_def:
+                node.attr.pop(_GRADIENT, None)
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(saved.SerializeToString(deterministic=True))
     write_fingerprint(folder)

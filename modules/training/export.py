@@ -121,7 +121,8 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
     saved = tf.Module()
     saved.transform = transform  # with its vocabularies
     saved.weights = list(read.values())
-    tf.saved_model.save(saved, folder, signatures=signatures)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(saved, folder, signatures=signatures, options=options)
     compact(folder)
     _write_contract(model, signatures, folder)
 
