@@ -16,16 +16,17 @@ from modules.models.event_mean import EventMean
 from modules.models.knowledge import decomposed
 from modules.models.tables import Tables
 from modules.models.two_tower import TwoTower
+from modules.objectives.task_loss import task_losses, weighted_total
 
 
 class KeepC(keras.layers.Layer):
     """CAN over H' = H + MLP(stop([K_u, K_i, K_u ⊙ K_i])) answers in the sub-domain; the model that
-    K is of, a `TwoTower` with tables and an encoder of its own, answers in the super-domain.
+    K is of, a `TwoTower` with tables and an encoder of its own, answers outside it.
 
-    So the tasks' losses train both: each learns from its own domain's labels, and the plug-in from
-    the sub-domain's. Not as in the paper: K is that of the decomposition (§5.2.1) alone, and new at
-    every target instead of stored; the extraction model sees no label of the sub-domain; and
-    `pairwise_weight` ranks by both models' losses.
+    CAN and the plug-in learn from the sub-domain's labels, the extraction model from those of the
+    whole super-domain, the sub-domain's among them. Not as in the paper: K is that of the
+    decomposition (§5.2.1) alone, and new at every target instead of stored; and `pairwise_weight`
+    ranks by both models' losses.
 
     Raises:
       ValueError: a table is sharded or compressed, of which there can't be a second one.
@@ -37,10 +38,10 @@ class KeepC(keras.layers.Layer):
         super().__init__(name=name, autocast=False)
         self._base = can_towers(spec, tables)
         of_impressions = tuple(task for task in spec.tasks if task.per == "impression")
-        extracted = spec.model_copy(update={"tasks": of_impressions})
+        self._extracted = spec.model_copy(update={"tasks": of_impressions})
         self._tables = {name: _another(tables[name], spec) for name in spec.tables}
-        self._encoder = EventMean(extracted, self._tables, name="extraction_encoder")
-        self._extraction = TwoTower(extracted, self._tables, name="extraction")
+        self._encoder = EventMean(self._extracted, self._tables, name="extraction_encoder")
+        self._extraction = TwoTower(self._extracted, self._tables, name="extraction")
         self._plug_in = PlugIn(name="plug_in")
 
     def call(
@@ -51,7 +52,8 @@ class KeepC(keras.layers.Layer):
         training: bool = False,
         events: Events | None = None,
     ) -> dict[str, tf.Tensor]:
-        """H at each target, float32 [B, K, D] -> {task: logits [B, K, 1 or classes]}."""
+        """H at each target, float32 [B, K, D] -> {task: logits [B, K, 1 or classes]}; in training
+        also the extraction model's at every target, [B, K] ([B, K, classes]), as '$task'."""
         impressions = tuple(task for task in tasks if task.per == "impression")
         of_user = tuple(task for task in tasks if task.per == "user")
         logits = self._base(user, batch, of_user, training=training, events=events)
@@ -61,14 +63,33 @@ class KeepC(keras.layers.Layer):
         behaviour = self._at_targets(batch, events.visible, training)
         user_vector = self._extraction.user_vector(behaviour, training)
         item_vector = self._extraction.item_vector(batch, training)
-        of_rest = self._extraction.of_vectors(user_vector, item_vector, impressions)
+        of_extraction = self._extraction.of_vectors(user_vector, item_vector, impressions)
         knowledge = decomposed({USER: user_vector, ITEM: item_vector})
         plugged = self._plug_in(user, tf.stop_gradient(knowledge))
         of_domain = self._base(plugged, batch, impressions, training=training, events=events)
         is_sub = batch[DOMAIN][..., tf.newaxis]
-        return logits | {
-            name: tf.where(is_sub, of_domain[name], of_rest[name]) for name in of_domain
+        for task in impressions:
+            name, given = task.name, of_extraction[task.name]
+            logits[name] = tf.where(is_sub, of_domain[name], given)
+            if training:
+                logits[f"${name}"] = given if task.classes else given[..., 0]
+        return logits
+
+    def auxiliary_loss(
+        self, outputs: dict[str, tf.Tensor], batch: Batch
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The extraction model's losses where CAN answers, at the sub-domain's targets; these
+        weigh as much as others do in the tasks' losses, which are means over all targets."""
+        logits = {task.name: outputs[f"${task.name}"] for task in self._extracted.tasks}
+        every = batch["target_mask"]
+        losses, inside = task_losses(self._extracted, logits, batch, every & batch[DOMAIN])
+        _, counts = task_losses(self._extracted, logits, batch, every)
+        weights = {
+            task.name: task.weight * tf.math.divide_no_nan(inside[task.name], counts[task.name])
+            for task in self._extracted.tasks
         }
+        values = {f"extraction/{name}/loss": loss for name, loss in losses.items()}
+        return weighted_total(losses, weights), values
 
     def _at_targets(self, batch: Batch, visible_BKL: tf.Tensor, training: bool) -> tf.Tensor:
         """The mean of the leading token and the visible events, float32 [B, K, D]."""

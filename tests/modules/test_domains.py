@@ -15,6 +15,7 @@ from modules.layers.gradient_reversal import reverse_gradient
 from modules.models.can import can_towers
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
+from modules.objectives.task_loss import task_loss
 from modules.training.step import tables_of
 from tests.modules.conftest import ROWS, make_spec, random_instances
 from tests.modules.fitting import fit
@@ -252,7 +253,7 @@ def test_darecs_representation_hides_the_domain_and_keeps_the_label(tmp_path):
 # --- KEEP-C --------------------------------------------------------------------------------
 
 
-def test_keep_c_starts_as_can_and_each_domain_trains_its_own():
+def test_keep_c_starts_as_can_which_the_sub_domain_trains_and_all_train_the_extraction():
     keras.utils.set_random_seed(3)
     spec = spec_of("keep_c")
     model, batch = UserModel(spec, ROWS), batch_of(spec)
@@ -271,11 +272,10 @@ def test_keep_c_starts_as_can_and_each_domain_trains_its_own():
 
     plug_in = model.heads._plug_in
     plug_in.set_weights([tf.random.normal(w.shape) for w in plug_in.weights])
-    parts = model.heads._extraction, model.heads._encoder, *model.heads._tables.values()
-    extraction = [v for part in parts for v in part.trainable_variables]
+    extraction = extraction_of(model)
     base = [v for v in model.trainable_variables if all(v is not e for e in extraction)]
     assert len(tables_of(model)) == 2 * len(ROWS)
-    for where, learns, stays in ((inside, base, extraction), (outside, extraction, base)):
+    for where, learns, stays in ((inside, base + extraction, []), (outside, extraction, base)):
         label = np.where(where, 1.0, np.nan).astype(np.float32)
         with tf.GradientTape() as tape:
             loss, _ = multi_task_loss(model, batch | {"label_click": tf.constant(label)})
@@ -285,6 +285,43 @@ def test_keep_c_starts_as_can_and_each_domain_trains_its_own():
         )
         assert not any(of_staying)
         assert np.mean(np.array(of_learning) > 0) > 0.8
+
+
+def extraction_of(model):
+    parts = model.heads._extraction, model.heads._encoder, *model.heads._tables.values()
+    return [v for part in parts for v in part.trainable_variables]
+
+
+@pytest.mark.parametrize("targets", ["causal", "expanded"])
+def test_keep_cs_extraction_learns_from_all_targets_alike(targets):
+    """Its gradient is that of eq. 3's loss over all of them, of every kind of task."""
+    keras.utils.set_random_seed(3)
+    tasks = [
+        {"name": "click", "label": "clicked", "weight": 2.0},
+        {"name": "grade", "label": "grade", "type": "multiclass", "classes": ["a", "b", "c"]},
+        {"name": "adult", "per": "user", "label": "age"},
+    ]
+    sequence = {"max_length": 8, "window": 24, "targets": targets}
+    spec = spec_of("keep_c", tasks=tasks, sequence=sequence)
+    model, batch = UserModel(spec, ROWS), batch_of(spec)
+    model(batch)
+    extraction, real = extraction_of(model), batch["target_mask"]
+    assert 0 < (batch[DOMAIN] & real).numpy().sum() < real.numpy().sum()
+    with tf.GradientTape(persistent=True) as tape:
+        total, values = multi_task_loss(model, batch)
+        user, logits_of, _ = model.at_targets(batch, spec.tasks, training=True)
+        logits = logits_of(user)
+        losses = [
+            task.weight
+            * task_loss(task, logits[f"${task.name}"], batch[task.label_feature], real)[0]
+            for task in spec.tasks[:2]
+        ]
+        expected = tf.add_n(losses)
+    assert {"extraction/click/loss", "extraction/grade/loss"} <= values.keys()
+    found, wanted = (tape.gradient(loss, extraction) for loss in (total, expected))
+    for one, other in zip(found, wanted, strict=True):
+        pair = tf.convert_to_tensor(one), tf.convert_to_tensor(other)  # tables' are sparse
+        np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.exhaustive
