@@ -207,6 +207,26 @@ def test_a_model_without_a_task_has_no_mean(scores):
     assert only["buy"].text == cells(scores, "AUC")["base"]["buy"].text
 
 
+def test_scores_that_rank_are_not_judged_as_probabilities():
+    """vip of `base` and `good` is ranked; of `twin` it is pointwise, which alone has a mean."""
+    every = trials_of("base", "good", "twin")
+    for n, trial in enumerate(every):
+        if trial.model != "twin":
+            buy, vip = trial.spec.tasks
+            ranked = vip.model_copy(update={"loss": "bpr"})
+            spec = trial.spec.model_copy(update={"tasks": (buy, ranked)})
+            every[n] = dataclasses.replace(trial, spec=spec)
+    found = tables.Scores(every, made_up)
+    for metric in ("Log loss (nats)", "Accuracy"):
+        of = cells(found, metric)
+        assert of["base"]["vip"].text == of["good"]["vip"].text == of["good"]["mean"].text == "–"
+        assert "–" not in {of["good"]["buy"].text, of["twin"]["vip"].text, of["twin"]["mean"].text}
+    for metric in ("AUC", "GAUC", "Recall at precision 50%"):
+        assert "–" not in {
+            cell.text for row in cells(found, metric).values() for cell in row.values()
+        }
+
+
 def test_other_targets_are_refused():
     def fewer(trial):
         table = made_up(trial)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data.spec import Spec, Task
 from tfx_pipeline.comparison import label_frequency, tables, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun
 from tfx_pipeline.comparison.provenance import provenance
@@ -53,19 +54,35 @@ def page_of(
 
 
 def _scores(every: Sequence[Trial], run: FinishedRun) -> tables.Scores:
-    """With what is known without a model, of all tasks that any of the models has."""
-    widest = max(every, key=lambda trial: len(trial.spec.tasks))
-    known = label_frequency.frequencies(run.instances, widest.spec)
+    """With what is known without a model, of all tasks that any of the models has and training has
+    labels of."""
+    having: dict[str, tuple[Task, Trial]] = {}
+    for trial in every:
+        for task in trial.spec.tasks:
+            if task.name not in having or task.loss == "pointwise":
+                having[task.name] = task, trial
+    known = label_frequency.frequencies(run.instances, _of_tasks(having, run.spec))
+    having = {name: found for name, found in having.items() if name in known}
+    if not having:
+        return tables.Scores(every, trials.predictions_of)
+    spec = _of_tasks(having, run.spec)
+    asked = [_of_task(trials.predictions_of(trial), name) for name, (_, trial) in having.items()]
+    answers = label_frequency.answers(pa.concat_tables(asked), known, spec)
     seeds = dict.fromkeys(trial.seed for trial in every)
-    without = [dataclasses.replace(widest, model=label_frequency.NAME, seed=s) for s in seeds]
+    without = [Trial(label_frequency.NAME, seed, spec, every[0].folder, None) for seed in seeds]
 
     def predictions_of(trial: Trial) -> pa.Table:
-        found = trials.predictions_of(trial)
-        if trial.model != label_frequency.NAME:
-            return found
-        return label_frequency.answers(found, known, trial.spec)
+        return answers if trial.model == label_frequency.NAME else trials.predictions_of(trial)
 
     return tables.Scores([*every, *without], predictions_of)
+
+
+def _of_tasks(having: Mapping[str, tuple[Task, Trial]], spec: Spec) -> Spec:
+    return spec.model_copy(update={"tasks": tuple(task for task, _ in having.values())})
+
+
+def _of_task(predictions: pa.Table, task: str) -> pa.Table:
+    return predictions.filter(pc.equal(predictions["task"], task))
 
 
 def _described(variant: Variant) -> str:

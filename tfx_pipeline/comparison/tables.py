@@ -25,6 +25,8 @@ from tfx_pipeline.report.summary import MISSING
 
 _TITLES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "Log loss (nats)", "accuracy": "Accuracy"}
 _LEVELS = ((0.01, "**"), (0.05, "*"))
+_OF_PROBABILITIES = frozenset({"log_loss", "accuracy"})
+"""Which scores that were learned by ranking aren't."""
 MEAN = "mean"
 
 
@@ -97,7 +99,7 @@ class Scores:
             return
         values, drawn = measure(*targets), resampled(*targets, counts)
         for metric in METRICS:
-            if metric != "gauc" or (task.per == "impression" and task.group_by):
+            if _means_something(metric, task):
                 self.values[(*key, metric)] = values[metric]
                 self._resampled[(*key, metric)] = drawn[metric]
 
@@ -181,7 +183,8 @@ def notes(reference: str) -> list[str]:
         f" bootstrap over users, {RESAMPLES:,} resamples, the mean over seeds; * p < 0.05,"
         " ** p < 0.01; not corrected for the number of comparisons).",
         f"{label_frequency.NAME}: no model, but the share of each label among those trained on, as"
-        " the answer to every target (LabelCS). Accuracy is at a threshold of 0.5.",
+        " the answer to every target (LabelCS); none for a task that training has no label of."
+        " Accuracy is at a threshold of 0.5; it and log loss are of tasks whose loss is pointwise.",
         "recall@p85: the largest recall of a threshold with a precision of at least 85% (0: no"
         " threshold is that precise).",
     ]
@@ -203,6 +206,12 @@ def _require_same(trial: Trial, task: str, one: _Targets, other: _Targets) -> No
             f"{trial.folder}: its evaluation targets of {task!r} aren't the other models'; remove"
             " the folder, so that it is trained again"
         )
+
+
+def _means_something(metric: str, task: Task) -> bool:
+    if metric == "gauc":
+        return task.per == "impression" and task.group_by is not None
+    return metric not in _OF_PROBABILITIES or task.loss == "pointwise"
 
 
 def _other(task: Task, targets: _Targets) -> float:
