@@ -183,7 +183,7 @@ class Task(_Strict):
     """Context channels that would give the label away (same fact under another name)."""
     loss: Literal["pointwise", "bpr", "softmax"] = "pointwise"
     """bpr, softmax: a target of label 1 is ranked above `training.finetune.negatives`, pair by pair
-    or against all of them at once (PeterRec §3.3); one of label 0 isn't trained on."""
+    (PeterRec eq. 8) or by a softmax over it and them; one of label 0 isn't trained on."""
     group_by: Literal["user_id"] | None = "user_id"
     """GAUC's groups; null reports none."""
     weight: Annotated[float, pydantic.Field(gt=0.0)] = 1.0
@@ -471,7 +471,8 @@ class Knowledge(_Strict):
 
 
 class Domain(_Strict):
-    """A sub-domain among the targets per impression; all others are the super-domain's (KEEP §1).
+    """A sub-domain among the targets per impression; the super-domain is all of them, the
+    sub-domain's too (KEEP §1).
 
     Evaluation counts the sub-domain's targets only, whatever was trained on.
     """
@@ -481,7 +482,7 @@ class Domain(_Strict):
     values: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
     """The sub-domain's, as text; a missing one is none of them."""
     train_on: Literal["both", "domain"] = "both"
-    """Whose labels teach; the history holds the events of both."""
+    """Whose labels teach, all targets' or the sub-domain's; the history holds all events."""
 
 
 class Spec(_Strict):
@@ -847,6 +848,11 @@ class Spec(_Strict):
             raise ValueError(
                 "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"
                 " encoder that sees later events has nothing to predict"
+            )
+        if pretrain.objective == "s3" and self.sequence.targets != "expanded":
+            raise ValueError(
+                "training.pretrain: 'objective: s3' needs 'sequence.targets: expanded': it predicts"
+                " from the events on both sides"
             )
         if pretrain.objective != "masked_channels" and self.model.architecture in OWN_PRETRAINING:
             raise ValueError(

@@ -55,7 +55,9 @@ _ALPHA = 0.25
 _EDGES = (15, 30, 50)
 """Of the user's events in the 20 days, of all pages."""
 _OWN, _ALONE = "domain.train_on:domain", "knowledge:null"
-_PRETRAINED = f"model.architecture:bert,{_OWN},{_ALONE},training.pretrain.epochs:4"
+_BIDIRECTIONAL = "model.architecture:bert,sequence.targets:expanded"
+_PRETRAINED = f"{_BIDIRECTIONAL},{_OWN},{_ALONE},training.pretrain.epochs:20"
+"""An epoch masks a fifth of the items: five times the epochs that fine-tuning has of labels."""
 _S3 = "training.pretrain.s3"
 _ROWS = {
     "base": f"model.architecture:can,{_OWN},{_ALONE}",

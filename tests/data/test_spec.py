@@ -77,7 +77,10 @@ def _predicting_next(architecture, targets) -> dict:
 
 def _s3(item="product", attributes=("category", "merchant"), **settings) -> dict:
     named = {"item": item, "attributes": list(attributes)}
-    return _changed(training={"pretrain": {"objective": "s3", "s3": named} | settings})
+    return _changed(
+        sequence={"targets": "expanded"},
+        training={"pretrain": {"objective": "s3", "s3": named} | settings},
+    )
 
 
 def _adapters(bottleneck_dim=2, **settings) -> dict:
@@ -183,7 +186,11 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
         (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
         (_s3(s3=None), "training.pretrain: 'objective: s3' and 's3' go together"),
-        (_s3(objective="next_event"), "training.pretrain: 'objective: s3' and 's3' go together"),
+        (
+            _s3(objective="masked_channels"),
+            "training.pretrain: 'objective: s3' and 's3' go together",
+        ),
+        (_s3() | {"sequence": {}}, "'objective: s3' needs 'sequence.targets: expanded'"),
         (_s3(item="category"), "item 'category' isn't a single-valued id channel of scope 'seq"),
         (_s3(attributes=["price"]), "attributes ['price'] aren't id or category channels of sc"),
         (_s3(attributes=["product"]), "attributes ['product'] aren't id or category channels of"),
@@ -218,7 +225,7 @@ def test_without_pre_training_nothing_needs_to_be_predicted():
 
 def test_s3_predicts_what_it_names_and_nothing_marked():
     raw = _unpredicted()
-    raw["training"]["pretrain"] = _s3()["training"]["pretrain"]
+    raw |= {part: _s3()[part] for part in ("sequence", "training")}
     assert parse_spec(raw).training.pretrain.s3.item == "product"
 
 
