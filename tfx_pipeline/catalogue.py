@@ -15,7 +15,7 @@ Candidate = Mapping[str, list]
 
 
 def items_of(files: Sequence[str], spec: Spec, item: str) -> dict[str, Candidate]:
-    """Every item by its id's text, with the candidate features it was last shown with.
+    """Every item by its id's text, with the candidate features it has in some target.
 
     Args:
       files: gzipped TFRecords of raw instances.

@@ -1,4 +1,4 @@
-"""PeterRec's losses of item recommendation: what was taken, above sampled negatives (§3.3)."""
+"""Losses of what was taken above sampled negatives: BPR (PeterRec §3.3), and a sampled softmax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def bpr_loss(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """L = -mean over (u, y, y⁻) of log σ(o_y - o_y⁻)   (PeterRec eq. 8; Rendle et al. 2009)
 
-    The mean instead of the sum, as of every task's loss.
+    The mean instead of the sum, as of every task's loss; and y⁻ is given: our negatives are items
+    of the batch (`negatives.py`), the paper's are drawn from all items but y.
 
     Args:
       positive_BK, negative_BKN: o, float32.
@@ -30,7 +31,10 @@ def bpr_loss(
 def softmax_loss(
     positive_BK: tf.Tensor, negative_BKN: tf.Tensor, counts_BK: tf.Tensor, counts_BKN: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """L = -mean over (u, y) of log p(y | u), p a softmax over y and its negatives (PeterRec eq. 5)
+    """L = -mean over (u, y) of log p(y | u), p a softmax over y and its negatives
+
+    Not PeterRec's, whose softmax (eq. 5) is over all labels and trained by cross-entropy; this is
+    a sampled one, without a correction for how likely a negative was.
 
     Arguments and results as of `bpr_loss`; counted are positives that have a negative.
     """
