@@ -178,9 +178,10 @@ def write(
     backbone_parameters: int,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Writes `<task>.npz`, complete or not at all; a server has it at its next look.
+    """Writes `<backbone>/<task>.npz`, complete or not at all; a server has it at its next look.
 
     Args:
+      folder: `tasks` beside the model's versions.
       backbone: of `backbone_of` the model it was trained on.
       backbone_parameters: of that model, all of them: what fine-tuning all would train.
 
@@ -198,8 +199,8 @@ def write(
         "eval": metrics,
     }
     weights = {name: weight[0].numpy() for name, weight in added.weights._asdict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{task.name}.npz"
+    path = folder / backbone / f"{task.name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, task=np.array(json.dumps(about)), **weights)

@@ -21,7 +21,8 @@ from serving.server.contract import EXAMPLES
 from serving.server.task_bundle import BundleError, TaskBundle
 
 FOLDER = "tasks"
-"""Beside a model's versions."""
+"""Beside a model's versions. In it, each backbone's tasks are in a folder of its name: several
+versions may be served at once, each with its own."""
 
 
 class Run(Protocol):
@@ -82,37 +83,19 @@ class AddedTasks:
         """Looks at the folder; answers what is in it from now on. Called by one thread at a time.
 
         A file that can't be served is one error in the log, and read again when it changes; what
-        it held before goes on being answered. So does everything while the folder can't be read.
+        it held before goes on being answered. So does everything while the folder can't be read,
+        or there isn't the memory for what is in it.
         """
         try:
             found = _stamps(self._folder)
+            if found != {path: file.stamp for path, file in self._files.items()}:
+                self._take_over(found)
             self._complaint = ""
-        except OSError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                logging.error("added tasks stay as they are: %s", error)
-            return
-        if found == {path: file.stamp for path, file in self._files.items()}:
-            return
-        known = self._files
-        self._files = {
-            path: known[path]
-            if path in known and known[path].stamp == stamp
-            else self._read(path, stamp)
-            for path, stamp in sorted(found.items())
-        }
-        tasks: dict[str, TaskBundle] = {}
-        self.refused = 0
-        for path, (_, bundle, is_read) in self._files.items():
-            if bundle is not None and bundle.name in tasks:
-                logging.error("%s isn't served: another file has task %r", path, bundle.name)
-                is_read = False
-            elif bundle is not None:
-                tasks[bundle.name] = bundle
-            self.refused += not is_read
-        # Requests that read the signature just before ask for what the bank before answers.
-        self._banks = (self._bank_of(list(tasks.values())), self._banks[0])
-        logging.info("%s: added tasks: %s", self._folder, ", ".join(tasks) or "none")
+        except (OSError, MemoryError) as error:
+            complaint = f"{type(error).__name__}: {error}"
+            if complaint != self._complaint:
+                self._complaint = complaint
+                logging.error("added tasks stay as they are: %s", complaint)
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], deadline: float
@@ -133,6 +116,29 @@ class AddedTasks:
             raise errors.invalid(f"no added tasks {', '.join(outputs)}; the outputs are: {there}")
         answer = self._run(self.name, inputs, sorted(self._own.outputs), deadline, bank.held)
         return {name: bank.column(name, answer) for name in outputs}
+
+    def _take_over(self, found: Mapping[pathlib.Path, tuple]) -> None:
+        """All of it or, if anything is raised, nothing: the next look then tries again."""
+        known = self._files
+        files = {
+            path: known[path]
+            if path in known and known[path].stamp == stamp
+            else self._read(path, stamp)
+            for path, stamp in sorted(found.items())
+        }
+        tasks: dict[str, TaskBundle] = {}
+        refused = 0
+        for path, (_, bundle, is_read) in files.items():
+            if bundle is not None and bundle.name in tasks:
+                logging.error("%s isn't served: another file has task %r", path, bundle.name)
+                is_read = False
+            elif bundle is not None:
+                tasks[bundle.name] = bundle
+            refused += not is_read
+        bank = self._bank_of(list(tasks.values()))
+        # Requests that read the signature just before ask for what the bank before answers.
+        self._files, self.refused, self._banks = files, refused, (bank, self._banks[0])
+        logging.info("%s: added tasks: %s", self._folder, ", ".join(tasks) or "none")
 
     def _read(self, path: pathlib.Path, stamp: tuple) -> _File:
         try:

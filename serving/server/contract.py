@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -71,7 +72,8 @@ class AddedTasks:
 
     Attributes:
       signature: `examples` [B] and weights in, whose first dimension is the tasks'.
-      backbone: which model the weights must have been trained on.
+      backbone: which model the weights must have been trained on, in hexadecimal digits: their
+        folder has its name.
       outputs: kind of task -> the output that has the tasks of this kind on its last axis.
     """
 
@@ -238,6 +240,8 @@ def _added_tasks(fields: _Fields, signatures: Mapping[str, message.Message]) -> 
         fields.text("backbone"),
         {kind: kinds.text(kind) for kind in kinds.names()},
     )
+    if not re.fullmatch("[0-9a-f]+", added.backbone):
+        raise ValueError(f"{fields.place}: backbone must be lower-case hexadecimal digits")
     signature = _known(added.signature, signatures)
     _check_names(f"{fields.place}: input", {EXAMPLES}, signature.inputs)
     _check_names(f"{fields.place}: output", added.outputs.values(), signature.outputs)

@@ -116,7 +116,7 @@ class Servable:
             self.added_tasks = added_tasks.AddedTasks(
                 declared,
                 self._model.signatures[declared.signature],
-                pathlib.Path(path).parent / added_tasks.FOLDER,
+                pathlib.Path(path).parent / added_tasks.FOLDER / declared.backbone,
                 self._run_model,
             )
             self.added_tasks.poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,11 @@ from serving import tensors
 from serving.server.contract import AddedTasks
 
 SUFFIX = ".npz"
+MAX_BYTES = 64 * 2**20
+"""Of a file's arrays, unpacked."""
+
 _ABOUT = "task"
+_ARRAY = ".npy"
 
 
 class BundleError(ValueError):
@@ -40,14 +45,26 @@ def read(
       inputs: name -> TensorInfo of the weights that its signature takes.
 
     Raises:
-      BundleError: the file is damaged or half written, of another model, or doesn't fit.
+      BundleError: the file is damaged or half written, too large, of another model, or doesn't
+        fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(arrays.pop(_ABOUT).item())
+        with zipfile.ZipFile(path) as archive:
+            return _read(archive, declared, inputs)
+    except BundleError:
+        raise
     except Exception as error:  # Whatever the readers of ZIP, NumPy and JSON make of a damaged one.
         raise BundleError(f"damaged or half written ({type(error).__name__}: {error})") from None
+
+
+def _read(
+    archive: zipfile.ZipFile, declared: AddedTasks, inputs: Mapping[str, message.Message]
+) -> TaskBundle:
+    """Nothing is unpacked before it is known to be wanted."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_BYTES:
+        raise BundleError(f"{unpacked} bytes unpacked; {MAX_BYTES} are allowed")
+    about = json.loads(_array(archive, _ABOUT).item())
     name, per = _text(about, "name"), _text(about, "per")
     if _text(about, "backbone") != declared.backbone:
         raise BundleError(
@@ -56,11 +73,18 @@ def read(
         )
     if per not in declared.outputs:
         raise BundleError(f"a task per {per!r}; the model takes {sorted(declared.outputs)}")
-    for weight in sorted(inputs.keys() ^ arrays.keys()):
+    there = {member.removesuffix(_ARRAY) for member in archive.namelist()} - {_ABOUT}
+    for weight in sorted(inputs.keys() ^ there):
         raise BundleError(f"{weight} is {'missing' if weight in inputs else 'no weight of it'}")
+    weights = {weight: _array(archive, weight) for weight in inputs}
     for weight, info in inputs.items():
-        _check(weight, arrays[weight], info)
-    return TaskBundle(name, per, arrays)
+        _check(weight, weights[weight], info)
+    return TaskBundle(name, per, weights)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name + _ARRAY) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def stacked(
@@ -86,8 +110,9 @@ def _stacked(parts: list[np.ndarray], info: message.Message) -> np.ndarray:
 
 def _text(about: Any, key: str) -> str:
     value = about.get(key) if isinstance(about, dict) else None
-    if not isinstance(value, str) or not value:
-        raise BundleError(f"its {_ABOUT!r} doesn't say {key!r}")
+    # A lone surrogate isn't printable: JSON can have it, UTF-8 and so protobuf can't.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise BundleError(f"its {_ABOUT!r} doesn't say {key!r}, in printable characters")
     return value
 
 

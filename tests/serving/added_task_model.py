@@ -58,7 +58,7 @@ def write(path: pathlib.Path) -> None:
 
 def write_task(folder, name, slope, extra=(0.0,), per="impression", file=None, **changes):
     """A bundle, complete or not at all."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     about = {"name": name, "per": per, "backbone": BACKBONE} | changes
     path = folder / f"{file or name}.npz"
     with path.with_suffix(".partial").open("wb") as stream:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import threading
+import zipfile
 
 import grpc
 import numpy as np
@@ -12,10 +14,10 @@ import pytest
 
 from serving.client import Client, ServingError, example
 from serving.local import local_server
-from serving.server import added_tasks, contract
+from serving.server import added_tasks, contract, task_bundle
 from serving.server.saved_model import SavedModel
 from serving.server.servable import Options, Servable
-from tests.serving.added_task_model import CONTRACT, write, write_task
+from tests.serving.added_task_model import BACKBONE, CONTRACT, write, write_task
 from tests.serving.http import ask
 from tests.serving.process import wait_until
 
@@ -39,7 +41,7 @@ def version(exported, tmp_path):
 
 @pytest.fixture
 def tasks(tmp_path):
-    return tmp_path / added_tasks.FOLDER
+    return tmp_path / added_tasks.FOLDER / BACKBONE
 
 
 @pytest.fixture
@@ -121,6 +123,7 @@ def test_a_task_trained_again_takes_the_old_one_s_place(servable, tasks):
         ({"slope": [1, 2, 3]}, r"slope is float32 \[3\], not float32 \[2\]"),
         ({"slope": [np.nan, 1]}, "slope isn't finite"),
         ({"name": "user_id"}, "'user_id' is an output of the model's own"),
+        ({"name": "half\ud800"}, "doesn't say 'name', in printable characters"),
     ],
 )
 def test_what_doesnt_fit_is_refused_and_the_others_answer(servable, tasks, caplog, changes, said):
@@ -154,7 +157,8 @@ def test_a_damaged_file_leaves_what_was_there(servable, tasks, caplog):
             servable.added_tasks.poll()
             assert servable.added_tasks.refused == 1, place
             np.testing.assert_array_equal(servable.run(SIGNATURE, request([4.0]))["cart"], [[4]])
-    assert all("damaged or half written" in message for message in caplog.messages)
+    said = {re.sub(r".*served: | \(.*", "", message) for message in caplog.messages}
+    assert said == {"damaged or half written", "extra is missing"}  # its name was spoilt
     path.write_bytes(content)
     servable.added_tasks.poll()
     assert servable.added_tasks.refused == 0
@@ -162,6 +166,69 @@ def test_a_damaged_file_leaves_what_was_there(servable, tasks, caplog):
     (tasks / "new.npz").write_bytes(content[:100])
     servable.added_tasks.poll()
     assert list(servable.added_tasks.tasks) == ["cart"]
+
+
+def test_no_file_keeps_a_version_from_loading(version, tasks, caplog):
+    """Neither one whose member is no array, nor one that would fill the memory; and what a file
+    says of itself is read before its weights are."""
+    write_task(tasks, "cart", [1, 0])
+    spoil(write_task(tasks, "raw", [1, 0]), b"no array")
+    spoil(write_task(tasks, "large", [1, 0]), bytes(task_bundle.MAX_BYTES))
+    spoil(write_task(tasks, "other", [1, 0], backbone="other"), b"no array")
+    loaded = Servable(str(version), Options())
+    for message, said in zip(
+        caplog.messages,
+        (
+            r"large.npz isn't served: \d+ bytes unpacked; 67108864 are allowed",
+            "other.npz isn't served: trained on another model",
+            "raw.npz isn't served: damaged or half written .ValueError: the magic string",
+        ),
+        strict=True,
+    ):
+        assert re.search(said, message)
+    assert loaded.added_tasks.refused == 3
+    np.testing.assert_array_equal(loaded.run(SIGNATURE, request([4.0]))["cart"], [[4]])
+    loaded.close()
+
+
+def spoil(path, content):
+    """Its `slope` becomes this; the rest stays."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name, content if name == "slope.npy" else member)
+
+
+def test_a_look_that_runs_out_of_memory_is_made_again(servable, tasks, caplog, monkeypatch):
+    add(servable, tasks, "cart", [1, 0])
+    with monkeypatch.context() as patched:
+
+        def too_much(*_):
+            raise MemoryError("too much")
+
+        patched.setattr(task_bundle, "stacked", too_much)
+        add(servable, tasks, "vip", [1, 0])
+        servable.added_tasks.poll()
+    assert caplog.messages == ["added tasks stay as they are: MemoryError: too much"]
+    assert list(servable.added_tasks.tasks) == ["cart"]
+    servable.added_tasks.poll()
+    assert list(servable.added_tasks.tasks) == ["cart", "vip"]
+
+
+def test_versions_served_at_once_have_their_own_tasks(exported, tmp_path):
+    for number, backbone in enumerate((BACKBONE, "fedcba9876543210"), start=1):
+        path = tmp_path / str(number)
+        shutil.copytree(exported, path)
+        declared = CONTRACT | {"added_tasks": CONTRACT["added_tasks"] | {"backbone": backbone}}
+        (path / "assets.extra" / "serving.json").write_text(json.dumps(declared))
+        folder = tmp_path / added_tasks.FOLDER / backbone
+        write_task(folder, "cart", [number, 0], backbone=backbone)
+    for number in (1, 2):
+        loaded = Servable(str(tmp_path / str(number)), Options())
+        np.testing.assert_array_equal(loaded.run(SIGNATURE, request([4.0]))["cart"], [[4 * number]])
+        assert loaded.added_tasks.refused == 0
+        loaded.close()
 
 
 def test_a_folder_that_cannot_be_read_changes_nothing(servable, tasks, caplog):
@@ -263,6 +330,7 @@ def test_tasks_come_and_go_under_traffic(version, tasks):
         ({"outputs": {"user": "nosuch"}}, "output 'nosuch' isn't there"),
         ({"outputs": {"user": "candidates"}}, "'candidates' has no last axis for the tasks"),
         ({"backbone": 7}, "backbone must be a text"),
+        ({"backbone": "../7"}, "backbone must be lower-case hexadecimal digits"),
         ({"more": 1}, "unknown field 'more'"),
     ],
 )
