@@ -10,6 +10,9 @@ import yaml
 
 from data.spec import Phase, Spec, SpecError, Task, parse_spec
 
+OUTPUTS = {"impression": "impression", "user": "user"}
+"""Kind of task -> the output of a model's signature that answers all added tasks of this kind."""
+
 
 class AddedTasks(pydantic.BaseModel):
     """Tasks as in a spec, and how each of them is trained."""
@@ -17,7 +20,7 @@ class AddedTasks(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     tasks: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
-    bottleneck_dim: Annotated[int, pydantic.Field(ge=1)] = 8
+    bottleneck_dim: Annotated[int, pydantic.Field(ge=1, le=256)] = 8
     """d of each task's side network."""
     epochs: Annotated[int, pydantic.Field(ge=1)] = 5
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
@@ -51,15 +54,22 @@ def with_added(spec: Spec, added: AddedTasks) -> Spec:
     """A run's spec with these tasks instead of its own: what makes the instances they learn from.
 
     Raises:
-      SpecError: one has the name of a task of the run, more than two classes, or a label that the
-        run's encoder is told.
+      SpecError: one has the name of a task of the run or of an output, more than two classes, a
+        ranking loss, or a label that the run's encoder is told; or one per impression is added to
+        a run that learns from its domain alone.
     """
     own = {task.name for task in spec.tasks}
     for task in added.tasks:
         if task.name in own:
             raise SpecError(f"tasks: {task.name!r} is a task of the run itself: give another name")
+        if task.name in OUTPUTS.values():
+            raise SpecError(f"tasks: {task.name!r} is a reserved name")
         if task.type == "multiclass":
             raise SpecError(f"tasks: {task.name!r}: added tasks are binary or regression")
+        if task.loss != "pointwise":
+            raise SpecError(
+                f"tasks: {task.name!r}: added tasks are trained pointwise: leave out 'loss'"
+            )
         seen = set(spec.encoder_context) - set(spec.context_for(task))
         for channel in sorted(seen, key=lambda channel: channel.name):
             raise SpecError(
@@ -67,9 +77,17 @@ def with_added(spec: Spec, added: AddedTasks) -> Spec:
                 " run's encoder reads: name it in 'exclude' of one of the run's own tasks and run"
                 " again"
             )
+    ranks = any(task.per == "impression" for task in added.tasks)
+    if ranks and spec.domain is not None and spec.domain.train_on == "domain":
+        raise SpecError(
+            "domain.train_on: the run learns from its domain alone, which added tasks per"
+            " impression can't"
+        )
     raw: dict[str, Any] = spec.model_dump(mode="json")
     raw["tasks"] = [task.model_dump(mode="json") for task in added.tasks]
-    raw["training"]["finetune"]["pairwise_weight"] = 0.0
+    raw["training"] = {"pretrain": {"epochs": 0}}  # the run's says nothing of these tasks
     raw["model"]["added_tasks"] = False  # nothing is added to what is added
     raw["knowledge"] = None
+    if not ranks:
+        raw["domain"] = None  # it is of targets per impression
     return parse_spec(raw)

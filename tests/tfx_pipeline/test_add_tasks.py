@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 import yaml
 
-from data.added_tasks import AddedTasks, load_added_tasks, with_added
+from data.added_tasks import OUTPUTS, AddedTasks, load_added_tasks, with_added
 from data.spec import SpecError, parse_spec
 from modules.models.task_bank import Given, TaskWeights, at_targets, scores
 from modules.models.user_model import UserModel
@@ -62,7 +62,7 @@ def test_the_contract_names_the_backbone_by_its_weights(run, loaded, tmp_path):
     assert contract["added_tasks"] == {
         "signature": "added_tasks",
         "backbone": backbone,
-        "outputs": {"impression": "impression", "user": "user"},
+        "outputs": OUTPUTS,
     }
     with pytest.raises(ValueError, match="takes no added tasks"):
         added_tasks.backbone_of(str(tmp_path))
@@ -114,7 +114,8 @@ WANTED = {
 
 
 def test_added_and_served_beside_the_model_s_own_tasks(run, loaded, transformed, capfd, tmp_path):
-    base, folder = run / "serving" / "small", run / "serving" / "small" / "tasks"
+    base = run / "serving" / "small"
+    folder = base / "tasks" / added_tasks.backbone_of(str(base / "7"))
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(WANTED))
     targets = transformed.raw["candidate_price"].value_lengths().to_numpy()
     asked = np.array(transformed.examples, object)[targets > 1][:3]
@@ -181,10 +182,36 @@ def test_added_tasks_are_checked_against_the_run(model, tmp_path):
         return str(caught.value)
 
     assert "'click' is a task of the run itself" in refused(name="click")
+    for name in OUTPUTS.values():  # of the signature: the server could answer none of them
+        assert f"{name!r} is a reserved name" in refused(name=name)
     assert "binary or regression" in refused(type="multiclass", classes=["a", "b"])
+    assert "are trained pointwise: leave out 'loss'" in refused(loss="bpr")
     assert "'city', which the run's encoder reads" in refused(per="user", label="city")
     assert "'age', which the run's encoder reads" in refused(exclude=["age"])
     assert "candidate channel 'price' reads 'price'" in refused(label="price", type="regression")
-    (tmp_path / "tasks.yaml").write_text("tasks: []\nepoch: 3")
-    with pytest.raises(SpecError, match=r"tasks.yaml: not a file of added tasks:\n.*\n.*epoch"):
+    (tmp_path / "tasks.yaml").write_text("tasks: []\nbottleneck_dim: 300\nepoch: 3")
+    with pytest.raises(SpecError, match=r"not a file of added tasks:\n.*\n.*dim.* 256\n.*epoch"):
         load_added_tasks(tmp_path / "tasks.yaml")
+
+
+def test_how_the_run_was_trained_isnt_asked_of_added_tasks(model):
+    """Nor what its targets per impression are, of tasks per user."""
+
+    def run_with(train_on, **finetune):
+        raw = model.spec.model_dump(mode="json")
+        raw["model"]["tower_dims"] = []
+        raw["tasks"][0] |= {"loss": "bpr", "exclude": ["city"]}
+        raw["training"]["finetune"] |= {"negatives": {"item": "item"}} | finetune
+        raw["domain"] = {"channel": "item", "values": ["1", "2"], "train_on": train_on}
+        return parse_spec(raw)
+
+    click, gold = (
+        task | {"exclude": ["city"]} for task in (WANTED["tasks"][0], WANTED["tasks"][2])
+    )
+    made = with_added(run_with("both", user_share=0.5), AddedTasks(tasks=[click, gold]))
+    assert made.training.finetune.negatives is None and made.training.finetune.user_share == 1.0
+    assert made.domain.values == ("1", "2")  # evaluation has its targets only
+    run = run_with("domain", pretraining_weight=0.5)
+    assert with_added(run, AddedTasks(tasks=[gold])).domain is None
+    with pytest.raises(SpecError, match="learns from its domain alone, which added tasks per imp"):
+        with_added(run, AddedTasks(tasks=[click, gold]))
