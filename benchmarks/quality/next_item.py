@@ -7,10 +7,10 @@ PeterRec's evaluation of item recommendation (§4.1: HR@5 and MRR@5 against 99 u
 negatives), and beside it the same against the whole catalogue, as rankings of samples can order
 models otherwise than full ones do (Krichene & Rendle 2020). A query is an evaluation target of
 label 1: the model, a SavedModel that sees the events the target saw, is asked about every item of
-the run's instances, with the candidate features the item was last shown with; those of `--moment`
-tell of the request (a page, an hour), not the item, and are the query's own. Other items that the
-user was shown in the same window don't compete. `popularity` ranks by how often training targets of
-label 1 name an item.
+the run's instances, with the candidate features some target (the last in file order) had; those
+of `--moment` tell of the request (a page, an hour), not the item, and are the query's own. Other
+items that the user was shown in the same window don't compete. `popularity` ranks by how often
+training targets of label 1 name an item.
 """
 
 from __future__ import annotations

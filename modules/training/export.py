@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tf_keras as keras
 
+from data.added_tasks import OUTPUTS
 from data.spec import DenseChannel, Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
 from modules.models import extraction, task_bank
@@ -151,7 +152,7 @@ def _write_contract(model: UserModel, signatures: Mapping[str, Any], folder: str
         contract["added_tasks"] = {
             "signature": ADDED_TASKS,
             "backbone": fingerprint(signatures[ADDED_TASKS].variables),
-            "outputs": {"impression": "impression", "user": "user"},
+            "outputs": OUTPUTS,
         }
     path = os.path.join(folder, "assets.extra", "serving.json")
     tf.io.gfile.makedirs(os.path.dirname(path))

@@ -136,7 +136,7 @@ def test_the_knowledge_centre_and_the_plug_in_read_the_folder(extracted, tmp_pat
 
 
 def _shown(transformed):
-    """item -> the features it was last shown with, over train, then eval instances."""
+    """item -> its features at its last target, of train, then of eval instances."""
     shown = {}
     order = np.argsort(transformed.is_eval, kind="stable")
     for example in np.array(transformed.examples, object)[order]:
