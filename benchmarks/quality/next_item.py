@@ -63,7 +63,7 @@ _MOMENT = flags.DEFINE_list(
 _QUERIES = flags.DEFINE_integer("queries", 2_000, "At most so many, drawn from all.", 1)
 _NEGATIVES = flags.DEFINE_integer("negatives", 99, "Sampled, for each query.", 1)
 _K = flags.DEFINE_integer("k", 5, "Of HR@k, MRR@k and NDCG@k.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of queries and negatives, which all models share.")
+_SEED = flags.DEFINE_integer("sample_seed", 0, "Of queries and negatives, which all models share.")
 _METRICS: dict[str, Callable[[np.ndarray, int], float]] = {
     "HR": hit_rate,
     "MRR": reciprocal_rank,
