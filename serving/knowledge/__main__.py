@@ -16,7 +16,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import sys
 
 import grpc
@@ -52,13 +51,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from serving.knowledge.server import Server
     from serving.rpc import tls
     from serving.rpc.config_file import ConfigError
+    from serving.rpc.stopping import stop_signals
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    stop = {signal.SIGTERM, signal.SIGINT}
-    # Before any thread is started, so that all inherit it and the signal waits for `sigwait`.
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    stopping = stop_signals()
     store = open_store(arguments.store)
     if is_missing(arguments.store):
         logging.warning("--store=%s: no such directory yet; `publish` makes it", arguments.store)
@@ -79,7 +77,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         print(f"error: --port: {error}", file=sys.stderr)
         return 1
     running.watch(arguments.poll_seconds)
-    signal.sigwait(stop)
+    stopping.recv(1)
     logging.info("stopping: requests under way have %g s", arguments.drain_seconds)
     running.drain(arguments.drain_seconds)
     logging.shutdown()

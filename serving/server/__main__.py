@@ -8,8 +8,6 @@ SIGTERM drains and stops it.
 import importlib.metadata
 import logging
 import os
-import signal
-import socket
 import sys
 
 # Before TensorFlow's library is loaded: its start-up chatter says nothing a user can act on.
@@ -21,6 +19,7 @@ from google.protobuf import message  # noqa: E402
 
 from serving import errors, protos  # noqa: E402
 from serving.rpc import config_file  # noqa: E402
+from serving.rpc.stopping import stop_signals  # noqa: E402
 from serving.server import batching, config, flags, memory, servable, server  # noqa: E402
 from serving.server.manager import Manager  # noqa: E402
 from serving.server.model import Retries  # noqa: E402
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
         force=True,
     )  # fmt: skip
     memory.configure_heap()
-    stopping = _signals()
+    stopping = stop_signals()
     try:
         flags.refuse()
         manager = Manager(
@@ -68,21 +67,6 @@ def main(argv: list[str]) -> None:
     logging.shutdown()
     # Ports answer and versions may load to the end; the libraries' destructors would race with it.
     os._exit(0)
-
-
-def _signals() -> socket.socket:
-    """A socket that has something to read once SIGTERM or SIGINT came.
-
-    Not a handler that wakes the main thread: Python runs handlers between bytecodes, so one for a
-    signal that comes just before the thread blocks would run when the next signal comes. What
-    wakes it is written where the signal arrives, in whatever thread that is.
-    """
-    stopping, arrived = socket.socketpair()
-    arrived.setblocking(False)
-    signal.set_wakeup_fd(arrived.detach(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    return stopping
 
 
 def _models_config() -> message.Message:
