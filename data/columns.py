@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from data.channels import INTERVAL, Channel, IdChannel, Scope, table_setting
 from data.dead_letters import DeadLetter
-from data.spec import INTERVAL, Channel, IdChannel, Scope, Spec, Task, table_setting
+from data.spec import Spec, Task
 
 ORDER = "$order"
 """int64: number of the row's file (in name order) · 2⁴⁰ + its row. Breaks ties of time."""

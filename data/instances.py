@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.casting import is_null, single_array
+from data.channels import INTERVAL, Channel, DenseChannel
 from data.columns import ORDER, channel_column
-from data.spec import INTERVAL, Channel, DenseChannel, Spec, Task
+from data.spec import Spec, Task
 
 TRAIN, EVAL = 0, 1
 

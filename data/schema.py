@@ -9,8 +9,9 @@ from collections.abc import MutableMapping
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from data.channels import CategoryChannel, Channel, DenseChannel
 from data.columns import id_dtype
-from data.spec import CategoryChannel, Channel, DenseChannel, Spec
+from data.spec import Spec
 
 TRAINING, SERVING = "TRAINING", "SERVING"
 """Environments: SERVING lacks what only training has (labels, splits, oracles)."""

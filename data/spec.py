@@ -4,8 +4,9 @@ Everything else is derived from it: the TFMD schema, the preprocessing function,
 model's inputs and heads, the evaluation config, the serving signatures and the typed
 client. Nobody writes a channel's name twice.
 
-This module is imported everywhere and imports nothing of ours. `load_spec` is the way in;
-it raises `SpecError` with the path of every bad key.
+This module is imported everywhere and imports nothing of ours but its own parts: channels, the
+architectures' words and the rules across sections. `load_spec` is the way in; it raises
+`SpecError` with the path of every bad key.
 """
 
 from __future__ import annotations
@@ -14,150 +15,31 @@ import collections
 import datetime
 import hashlib
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
 
-Scope = Literal["sequence", "candidate", "context"]
-Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
-Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
-
-INTERVAL = "$interval"
-"""Derived column, seconds (float): since the user's previous event (`sequence` scope) or
-since the newest *visible* event (`candidate` scope). Missing where either time is."""
+from data import spec_rules
+from data.architectures import OWN_HEADS, Architecture, Heads
+from data.channels import (
+    INTERVAL,
+    CategoryChannel,
+    Channel,
+    DenseChannel,
+    IdChannel,
+    Scope,
+    table_setting,
+)
+from data.strict import Fraction, Name, Strict, listed
 
 
 class SpecError(ValueError):
     """A spec that can't be used. The message names the file, the key's path and the fix."""
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class _Channel(_Strict):
-    name: Name
-    scope: Scope
-    column: str = ""
-    """Column of the event (or user) table; the channel's name unless given."""
-    outcome: bool = False
-    """Known only after the event (a click, a watch time): never a candidate channel."""
-    mask_prediction: bool = False
-    """Is a target of masked channel prediction (SuperMoE §3.1)."""
-    max_missing: Fraction = 1.0
-    """Largest fraction of missing values before the run stops with an anomaly."""
-
-    @property
-    def source_column(self) -> str:
-        return self.column or self.name
-
-    @property
-    def feature(self) -> str:
-        """The channel's name in an instance, in Transform's output and in a request."""
-        return f"{self.scope}_{self.name}"
-
-    @property
-    def count_feature(self) -> str:
-        """Multi-valued channels: how many of the flat values belong to each event/target."""
-        return f"{self.feature}_count"
-
-
-class _TableChannel(_Channel):
-    multi_valued: bool = False
-    table: Name | None = None
-    """Embedding table; channels that name the same one share it. Own table unless given."""
-    dim: Annotated[int, pydantic.Field(ge=1, le=4096)] | None = None
-
-    @property
-    def table_name(self) -> str:
-        return self.table or self.name
-
-
-class CategoryChannel(_TableChannel):
-    """A small vocabulary of strings, learned by Transform or closed by `values`. Missing: ''."""
-
-    kind: Literal["category"]
-    values: tuple[str, ...] | None = None
-    """Closed vocabulary: any other value is an anomaly."""
-    top_k: Annotated[int, pydantic.Field(ge=1)] | None = None
-    min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
-
-
-class Compression(_Strict):
-    """An id table that must shrink: the hashed ids are composed from fewer stored rows."""
-
-    method: Literal["multi_hash", "quotient_remainder"]
-    """Sum of the rows of several hashes, or product of a remainder's and a quotient's row."""
-    rows: Annotated[int, pydantic.Field(ge=2)]
-    """Stored rows of all ids outside `top_k`; the channel's own `rows` says how many hash
-    buckets are told apart, which costs nothing and may be huge."""
-    hashes: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
-    """multi_hash only; 2 unless given."""
-
-    @property
-    def num_hashes(self) -> int:
-        return self.hashes or 2
-
-    def can_tell_apart(self, buckets: int) -> bool:
-        """Whether no two buckets need to have the same row."""
-        return self.method == "multi_hash" or self.rows**2 >= 4 * buckets
-
-    @pydantic.model_validator(mode="after")
-    def _hashes_go_with_multi_hash(self) -> Compression:
-        if self.hashes and self.method != "multi_hash":
-            raise ValueError("'hashes' goes with method multi_hash")
-        return self
-
-
-class Dynamic(_Strict):
-    """An id table without a vocabulary: ids get a row when they prove frequent, and lose it when
-    they stop coming."""
-
-    capacity: Annotated[int, pydantic.Field(ge=8, multiple_of=8)]
-    """Ids that have a row of their own at any time."""
-    tail_rows: Annotated[int, pydantic.Field(ge=1)]
-    """Hashed rows that all other ids share."""
-    admit_after: Annotated[int, pydantic.Field(ge=1, le=255)] = 2
-    """Batches an id must lately have been in to get a row."""
-    evict_after: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Steps without the id until its row is free for another; null: never."""
-
-
-class IdChannel(_TableChannel):
-    """Many ids. Frequent ones (`top_k`) get private rows, the rest share `rows` hashed ones;
-    or, with `dynamic`, those that come often at the time do.
-
-    int ids are non-negative; missing is -1. string ids: missing is ''.
-    """
-
-    kind: Literal["id"]
-    dtype: Literal["int", "string"] | None = None
-    rows: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Hash buckets for ids outside `top_k`."""
-    top_k: Annotated[int, pydantic.Field(ge=0)] | None = None
-    min_count: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """An id seen fewer times in training data is hashed even if within `top_k`."""
-    compression: Compression | None = None
-    dynamic: Dynamic | None = None
-
-
-class DenseChannel(_Channel):
-    """A number. Missing is NaN, all the way into the model, which learns from the absence."""
-
-    kind: Literal["dense"]
-    normalize: Literal["none", "z_score", "log1p", "bucketize"] = "z_score"
-    """`log1p`: sign(x)·log(1+|x|), then z-score; `bucketize`: quantile rank in [0, 1]."""
-    buckets: Annotated[int, pydantic.Field(ge=2, le=1024)] = 32
-
-
-Channel = Annotated[
-    CategoryChannel | IdChannel | DenseChannel, pydantic.Field(discriminator="kind")
-]
-
-
-class Thresholds(_Strict):
+class Thresholds(Strict):
     """Blessing: absolute floors, and how much worse than the last blessed model is a loss."""
 
     min_auc: Fraction | None = None
@@ -167,7 +49,7 @@ class Thresholds(_Strict):
     max_loss_vs_blessed: Annotated[float, pydantic.Field(ge=0.0)] = 0.005
 
 
-class Task(_Strict):
+class Task(Strict):
     """One downstream task (eq. 3: a missing label sets the indicator to 0, never a negative)."""
 
     name: Name
@@ -201,7 +83,7 @@ class Task(_Strict):
         return f"oracle_{self.name}"
 
 
-class Where(_Strict):
+class Where(Strict):
     """One domain of many: a tab, an app, a kind of traffic (KEEP's sub-domain)."""
 
     column: str
@@ -212,7 +94,7 @@ class Where(_Strict):
     """`events`: others are left out; `targets`: others are history, and no one's label."""
 
 
-class Source(_Strict):
+class Source(Strict):
     """Where events come from. `format` picks the reader in `data/sources`."""
 
     format: Literal["kuairand", "movielens", "tabular"]
@@ -226,7 +108,7 @@ class Source(_Strict):
     """More malformed rows than this and the run fails."""
 
 
-class Sequence(_Strict):
+class Sequence(Strict):
     """How a user's events become windows, and windows become encoder inputs (DESIGN §4.2)."""
 
     max_length: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
@@ -238,7 +120,7 @@ class Sequence(_Strict):
     target's visible suffix is gathered and encoded bidirectionally, as in the papers."""
 
 
-class Split(_Strict):
+class Split(Strict):
     """train/eval. Per-user tasks are always split by user; impressions by user or by time."""
 
     by: Literal["user", "time"] = "user"
@@ -261,29 +143,12 @@ class Split(_Strict):
         return int(at.timestamp() * 1000)
 
 
-class Model(_Strict):
+class Model(Strict):
     """Which model, and its sizes (DESIGN §4.4)."""
 
-    architecture: Literal[
-        "supermoe",
-        "bert",
-        "aetn",
-        "nextitnet",
-        "mtssl",
-        "shared_bottom",
-        "mmoe",
-        "ple",
-        "deepfm",
-        "nfm",
-        "din",
-        "can",
-        "two_tower",
-        "conet",
-        "darec",
-        "keep_c",
-    ] = "supermoe"
+    architecture: Architecture = "supermoe"
     """What `modules/models/architectures.py` puts together."""
-    heads: Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm"] | None = None
+    heads: Heads | None = None
     """What stands between H and the tasks' logits; the architecture's own unless given."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
@@ -338,7 +203,7 @@ class Model(_Strict):
         return self
 
 
-class Phase(_Strict):
+class Phase(Strict):
     """One training phase. `epochs: 0` skips it."""
 
     epochs: Annotated[int, pydantic.Field(ge=0)] = 1
@@ -353,7 +218,7 @@ class Phase(_Strict):
     weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.01
 
 
-class ItemAttributes(_Strict):
+class ItemAttributes(Strict):
     """Sequence channels that S3-Rec's objectives are about (Zhou et al. 2020, §4.3)."""
 
     item: Name
@@ -375,7 +240,7 @@ class Pretraining(Phase):
     """Of the masked values, the share whose event loses all its MCP channels at once."""
 
 
-class Adapters(_Strict):
+class Adapters(Strict):
     """Model patches in the encoder's blocks (PeterRec §3.3, eq. 10)."""
 
     bottleneck_dim: Annotated[int, pydantic.Field(ge=1)]
@@ -385,7 +250,7 @@ class Adapters(_Strict):
     normalisation and activation, which only nextitnet's layers have behind them."""
 
 
-class Negatives(_Strict):
+class Negatives(Strict):
     """Sampled items, for tasks whose `loss` ranks: uniformly, of those that a batch's targets
     offer."""
 
@@ -431,13 +296,13 @@ class Finetuning(Phase):
         return self
 
 
-class Training(_Strict):
+class Training(Strict):
     seed: int = 0
     pretrain: Pretraining = Pretraining()
     finetune: Finetuning = Finetuning()
 
 
-class Validation(_Strict):
+class Validation(Strict):
     """How far data may move from the last accepted run before training stops."""
 
     max_category_drift: Fraction = 0.3
@@ -448,7 +313,7 @@ class Validation(_Strict):
     """Relative change of a channel's share of missing values; under one point it's noise."""
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     activity_edges: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (50, 150, 300)
     """Slices by the user's number of events (KEEP Table 7): [0, 50), [50, 150), …, 300+."""
 
@@ -459,7 +324,7 @@ class Evaluation(_Strict):
         return self
 
 
-class Knowledge(_Strict):
+class Knowledge(Strict):
     """KEEP (Zhang et al. 2022): what extracted vectors are about, and which ones a model reads."""
 
     item: Name
@@ -470,7 +335,7 @@ class Knowledge(_Strict):
     """Folder of exported vectors that are plugged into the model; '': none are."""
 
 
-class Domain(_Strict):
+class Domain(Strict):
     """A sub-domain among the targets per impression; the super-domain is all of them, the
     sub-domain's too (KEEP §1).
 
@@ -485,7 +350,7 @@ class Domain(_Strict):
     """Whose labels teach, all targets' or the sub-domain's; the history holds all events."""
 
 
-class Spec(_Strict):
+class Spec(Strict):
     name: Name
     source: Source
     user: str = "user_id"
@@ -581,372 +446,9 @@ class Spec(_Strict):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @pydantic.model_validator(mode="after")
-    def _channels_are_consistent(self) -> Spec:
-        seen: set[str] = set()
-        reserved = {"sequence_length", "sequence_mask"}
-        reserved |= {c.count_feature for c in self.channels if getattr(c, "multi_valued", False)}
-        for channel in self.channels:
-            if channel.feature in seen or channel.feature in reserved:
-                raise ValueError(
-                    f"channels: {channel.scope} channel {channel.name!r} is "
-                    + ("declared twice" if channel.feature in seen else "a reserved name")
-                )
-            seen.add(channel.feature)
-        if not self.scope("sequence"):
-            raise ValueError("channels: at least one needs scope 'sequence'")
-        outcomes = {c.source_column for c in self.channels if c.outcome}
-        outcomes |= {t.label for t in self.tasks if t.per == "impression"}
-        outcomes |= {t.oracle for t in self.tasks if t.oracle}
-        for channel in self.scope("candidate"):
-            if channel.source_column in outcomes:
-                raise ValueError(
-                    f"channels: candidate channel {channel.name!r} reads {channel.source_column!r},"
-                    " an outcome or a task's label: it isn't known when the model is asked"
-                )
-        oracles = {t.oracle for t in self.tasks if t.oracle}
-        for channel in self.channels:
-            if channel.source_column in oracles:
-                raise ValueError(f"channels: {channel.name!r} reads an oracle column")
-            if channel.mask_prediction and channel.scope != "sequence":
-                raise ValueError(
-                    f"channels: {channel.name!r}: only sequence channels take mask_prediction"
-                )
-            if channel.source_column == INTERVAL and (
-                channel.kind != "dense" or channel.scope == "context"
-            ):
-                raise ValueError(
-                    f"channels: {channel.name!r}: {INTERVAL} is a dense sequence or candidate"
-                    " column"
-                )
+    def _is_possible(self) -> Spec:
+        spec_rules.check(self)
         return self
-
-    @pydantic.model_validator(mode="after")
-    def _tables_are_consistent(self) -> Spec:
-        for table, channels in self.tables.items():
-            for key in _TABLE_SETTINGS:
-                given = {
-                    f"{c.scope} {c.name}": getattr(c, key)
-                    for c in channels
-                    if getattr(c, key, None) is not None
-                }
-                if len(set(given.values())) > 1:
-                    raise ValueError(
-                        f"channels: table {table!r} is shared with different {key}: "
-                        + ", ".join(f"{n}={v}" for n, v in given.items())
-                    )
-            if channels[0].kind == "id":
-                _check_id_table(table, channels)
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _tasks_are_consistent(self) -> Spec:
-        if not self.tasks:
-            raise ValueError("tasks: at least one is needed")
-        names = [t.name for t in self.tasks]
-        for name, count in collections.Counter(names).items():
-            if count > 1:
-                raise ValueError(f"tasks: {name!r} is declared twice")
-        for reserved in sorted({"user_id", "embedding", "target_count"} & set(names)):
-            raise ValueError(f"tasks: {reserved!r} is a reserved name")
-        context = {c.name for c in self.scope("context")}
-        for task in self.tasks:
-            if (task.type == "multiclass") != (task.classes is not None):
-                raise ValueError(f"tasks: {task.name!r}: 'classes' goes with type multiclass")
-            if task.positive is not None and task.type != "binary":
-                raise ValueError(f"tasks: {task.name!r}: 'positive' goes with type binary")
-            for key in ("min_auc", "min_gauc"):
-                if getattr(task.thresholds, key) is not None and task.type != "binary":
-                    raise ValueError(f"tasks: {task.name!r}: '{key}' goes with type binary")
-            if task.thresholds.min_gauc is not None and task.per == "user":
-                raise ValueError(
-                    f"tasks: {task.name!r}: 'min_gauc' goes with tasks per impression: a user"
-                    " has one label of a task per user, which leaves nothing to rank"
-                )
-            if task.thresholds.min_gauc is not None and task.group_by is None:
-                raise ValueError(
-                    f"tasks: {task.name!r}: 'min_gauc' needs groups to rank within; leave out"
-                    " 'group_by: null'"
-                )
-            unknown = set(task.exclude) - context
-            if unknown:
-                raise ValueError(
-                    f"tasks: {task.name!r} excludes {sorted(unknown)}, no context channel"
-                )
-        if any(t.per == "impression" for t in self.tasks) and not self.scope("candidate"):
-            raise ValueError("channels: tasks per impression need a candidate channel")
-        if self.split.by == "time" and self.split.at is None:
-            raise ValueError("split: 'by: time' needs 'at'")
-        if self.split.by == "user" and self.split.history == "frozen":
-            raise ValueError("split: 'history: frozen' goes with 'by: time'")
-        if self.sequence.window <= self.sequence.max_length:
-            raise ValueError("sequence: window must be larger than max_length")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _tuning_is_possible(self) -> Spec:
-        finetune, model = self.training.finetune, self.model
-        adapters = finetune.adapters
-        if (finetune.tune == "adapters") != (adapters is not None):
-            raise ValueError("training.finetune: 'tune: adapters' and 'adapters' go together")
-        if finetune.tune not in ("all", "classifier") and model.architecture not in LAYERED:
-            raise ValueError(
-                f"training.finetune: 'tune: {finetune.tune}' needs an encoder in layers: one of"
-                f" {', '.join(sorted(LAYERED))}, not {model.architecture}"
-            )
-        some_frozen = finetune.tune in ("classifier", "last_1", "last_2")
-        if some_frozen and not self.training.pretrain.epochs:
-            raise ValueError(
-                f"training.finetune: 'tune: {finetune.tune}' leaves frozen what nothing has"
-                " trained: it needs 'training.pretrain.epochs'"
-            )
-        if finetune.tune == "last_2" and model.num_blocks < 2:
-            raise ValueError(
-                "training.finetune: 'tune: last_2' needs 'model.num_blocks' of 2 or more"
-            )
-        if adapters is None:
-            return self
-        if adapters.insertion.endswith("_after") and model.architecture != "nextitnet":
-            raise ValueError(
-                f"training.finetune.adapters: 'insertion: {adapters.insertion}' goes with"
-                f" nextitnet; {model.architecture} takes serial or parallel"
-            )
-        if adapters.bottleneck_dim >= model.hidden_dim:
-            raise ValueError(
-                f"training.finetune.adapters: bottleneck_dim {adapters.bottleneck_dim} is no"
-                f" bottleneck: model.hidden_dim is {model.hidden_dim}"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _knowledge_is_of_candidates(self) -> Spec:
-        if self.knowledge is None:
-            return self
-        heads = self.model.heads or self.model.architecture
-        if not self.knowledge.path and heads in WITHOUT_HIDDEN:
-            raise ValueError(
-                f"knowledge: {heads} shows no hidden layer to extract; give a 'path' to plug"
-                " vectors in, or take other heads"
-            )
-        if not self.knowledge.path and not any(t.per == "impression" for t in self.tasks):
-            raise ValueError("knowledge: items are extracted from a task per impression")
-        if self.model.architecture == "can" and self.sequence.targets == "expanded":
-            raise ValueError("knowledge: can takes 'sequence.targets: causal'")
-        for key in ("item", "category"):
-            name = getattr(self.knowledge, key)
-            if name is not None:
-                self._must_tell_targets_apart(f"knowledge: {key}", name)
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _domain_is_of_candidates(self) -> Spec:
-        word = self.model.architecture
-        if self.domain is None:
-            if word in TWO_DOMAINS:
-                raise ValueError(f"model: {word} has a network for each domain: it needs 'domain'")
-            return self
-        self._must_tell_targets_apart("domain: channel", self.domain.channel)
-        if not any(t.per == "impression" for t in self.tasks):
-            raise ValueError("domain: it is a target's, of a task per impression")
-        if word in TWO_DOMAINS and self.domain.train_on != "both":
-            raise ValueError(f"domain: {word} learns from both domains: leave out 'train_on'")
-        return self
-
-    def _must_tell_targets_apart(self, key: str, name: str) -> None:
-        single = {
-            c.name
-            for c in self.scope("candidate")
-            if not isinstance(c, DenseChannel) and not c.multi_valued
-        }
-        if name not in single:
-            raise ValueError(
-                f"{key} {name!r} isn't a single-valued id or category channel of scope"
-                f" 'candidate'; those are {sorted(single)}"
-            )
-
-    @pydantic.model_validator(mode="after")
-    def _ranking_has_negatives(self) -> Spec:
-        ranking = [task for task in self.tasks if task.loss != "pointwise"]
-        for task in ranking:
-            if task.type != "binary" or task.per != "impression":
-                raise ValueError(
-                    f"tasks: {task.name!r}: 'loss: {task.loss}' ranks candidates: it goes with"
-                    " binary tasks per impression"
-                )
-        negatives = self.training.finetune.negatives
-        if bool(ranking) != (negatives is not None):
-            raise ValueError(
-                "training.finetune: 'negatives' and tasks of 'loss: bpr' or 'loss: softmax' go"
-                " together"
-            )
-        if ranking and self.training.finetune.weighting == "bilevel":
-            raise ValueError(
-                "training.finetune: 'weighting: bilevel' validates by labels 0 and 1, and tasks"
-                f" that rank, as {ranking[0].name!r}, aren't trained by those"
-            )
-        if negatives is not None:
-            self._must_tell_targets_apart("training.finetune.negatives: item", negatives.item)
-            candidate = {c.name for c in self.scope("candidate")} - {negatives.item}
-            if unknown := sorted(set(negatives.moment) - candidate):
-                raise ValueError(
-                    f"training.finetune.negatives: moment {unknown}: no other channels of scope"
-                    f" 'candidate'; those are {sorted(candidate)}"
-                )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _tasks_can_be_added(self) -> Spec:
-        if not self.model.added_tasks:
-            return self
-        if self.model.architecture not in LAYERED:
-            raise ValueError(
-                "model: 'added_tasks' read an encoder's layers: one of"
-                f" {', '.join(sorted(LAYERED))}, not {self.model.architecture}"
-            )
-        if self.model.heads in ("deepfm", "nfm"):
-            raise ValueError(
-                "model: 'added_tasks' read a candidate as one vector, and heads"
-                f" {self.model.heads} make one a channel"
-            )
-        if not any(t.per == "impression" for t in self.tasks):
-            raise ValueError(
-                "model: 'added_tasks' read candidates as a task per impression has learned to, and"
-                " there is none"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _pairs_can_be_ranked(self) -> Spec:
-        ranked = any(t.type == "binary" and t.per == "impression" for t in self.tasks)
-        if self.training.finetune.pairwise_weight and not ranked:
-            raise ValueError(
-                "training.finetune: 'pairwise_weight' ranks by binary tasks per impression, and"
-                " there are none"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _phases_are_possible(self) -> Spec:
-        pretrain, finetune = self.training.pretrain, self.training.finetune
-        if not pretrain.epochs and not finetune.pretraining_weight:
-            return self
-        if self.model.architecture in NOT_PRETRAINED:
-            raise ValueError(
-                f"training: {self.model.architecture} has no pre-training; skip the phase with"
-                " 'training.pretrain.epochs: 0', and leave out 'finetune.pretraining_weight'"
-            )
-        if finetune.pretraining_weight and finetune.user_share < 1.0:
-            raise ValueError(
-                "training.finetune: 'pretraining_weight' would pre-train on 'user_share' of the"
-                " users only: give one of them"
-            )
-        if finetune.pretraining_weight and finetune.tune != "all":
-            raise ValueError(
-                "training.finetune: 'pretraining_weight' trains the whole encoder:"
-                f" it needs 'tune: all', not {finetune.tune}"
-            )
-        if pretrain.objective == "next_event" and self.sequence.targets != "causal":
-            raise ValueError(
-                "training.pretrain: 'objective: next_event' needs 'sequence.targets: causal': an"
-                " encoder that sees later events has nothing to predict"
-            )
-        if pretrain.objective == "s3" and self.sequence.targets != "expanded":
-            raise ValueError(
-                "training.pretrain: 'objective: s3' needs 'sequence.targets: expanded': it predicts"
-                " from the events on both sides"
-            )
-        if pretrain.objective != "masked_channels" and self.model.architecture in OWN_PRETRAINING:
-            raise ValueError(
-                f"training.pretrain: {self.model.architecture} has a pre-training of its own: it"
-                f" takes no 'objective: {pretrain.objective}'"
-            )
-        self._s3_channels_are_there()
-        by_channels = self.model.architecture != "mtssl" and pretrain.objective != "s3"
-        if by_channels and not self.mcp_channels:
-            raise ValueError(
-                "training: pre-training predicts channels, and no channel has"
-                " 'mask_prediction: true'; mark the important sequence channels, or skip the"
-                " phase with 'training.pretrain.epochs: 0'"
-            )
-        if pretrain.epochs and pretrain.table_optimizer != finetune.table_optimizer:
-            raise ValueError(
-                "training: large and dynamic tables go from pre-training to fine-tuning with their"
-                " optimizer's state; give both phases one 'table_optimizer'"
-            )
-        return self
-
-    def _s3_channels_are_there(self) -> None:
-        s3 = self.training.pretrain.s3
-        if (self.training.pretrain.objective == "s3") != (s3 is not None):
-            raise ValueError("training.pretrain: 'objective: s3' and 's3' go together")
-        if s3 is None:
-            return
-        found = [c for c in self.scope("sequence") if not isinstance(c, DenseChannel)]
-        items = {c.name for c in found if isinstance(c, IdChannel) and not c.multi_valued}
-        attributes = {c.name for c in found} - {s3.item}
-        if s3.item not in items:
-            raise ValueError(
-                f"training.pretrain.s3: item {s3.item!r} isn't a single-valued id channel of scope"
-                f" 'sequence'; those are {sorted(items)}"
-            )
-        if unknown := set(s3.attributes) - attributes:
-            raise ValueError(
-                f"training.pretrain.s3: attributes {sorted(unknown)} aren't id or category channels"
-                f" of scope 'sequence' beside the item; those are {sorted(attributes)}"
-            )
-
-
-LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
-"""Architectures whose encoder takes adapters and added tasks, and can be tuned by its last layers
-only."""
-TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
-"""Architectures with a network for each of `domain`'s two."""
-OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
-"""Architectures that are their heads."""
-NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | OWN_HEADS
-"""Architectures that only fine-tune."""
-WITHOUT_HIDDEN = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | TWO_DOMAINS
-"""Heads that show no layer before the logits to extract knowledge from."""
-OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
-"""Architectures with a pre-training of their own, no `training.pretrain.objective`."""
-
-_TABLE_SETTINGS = (
-    "kind",
-    "dim",
-    "rows",
-    "top_k",
-    "min_count",
-    "dtype",
-    "values",
-    "compression",
-    "dynamic",
-)
-
-
-def _check_id_table(table: str, channels: tuple[CategoryChannel | IdChannel, ...]) -> None:
-    rows = table_setting(channels, "rows", None)
-    compression = table_setting(channels, "compression", None)
-    if table_setting(channels, "dynamic", None) is not None:
-        for key in ("rows", "top_k", "min_count", "compression"):
-            if table_setting(channels, key, None) is not None:
-                raise ValueError(f"channels: id table {table!r} is dynamic: it takes no {key!r}")
-    elif rows is None:
-        raise ValueError(
-            f"channels: id table {table!r} needs 'rows' (or 'dynamic') on one of its channels"
-        )
-    elif compression is not None and not compression.can_tell_apart(rows):
-        raise ValueError(
-            f"channels: id table {table!r}: compression.rows {compression.rows} can't tell"
-            f" {rows} rows apart by quotient and remainder; 2·√rows can"
-        )
-
-
-def table_setting(channels: tuple[CategoryChannel | IdChannel, ...], key: str, default: Any) -> Any:
-    """The value of `key` that any channel of a shared table gives, else `default`."""
-    for channel in channels:
-        value = getattr(channel, key, None)
-        if value is not None:
-            return value
-    return default
 
 
 def load_spec(path: str | pathlib.Path) -> Spec:
@@ -979,17 +481,4 @@ def parse_spec(raw: object, where: str = "spec") -> Spec:
     try:
         return Spec.model_validate(raw)
     except pydantic.ValidationError as error:
-        lines = []
-        for e in error.errors():
-            key = ".".join(str(part) for part in e["loc"])
-            lines.append(f"  {key}: {_reason(e)}" if key else f"  {_reason(e)}")
-        raise SpecError(f"{where}: not a valid spec:\n" + "\n".join(lines)) from None
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    reason = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("value_error", "missing"):
-        reason += f" (got {error['input']!r:.60})"
-    return reason
+        raise SpecError(f"{where}: not a valid spec:\n{listed(error)}") from None

@@ -12,8 +12,9 @@ from typing import TypeAlias
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 
+from data.channels import Channel, DenseChannel
 from data.schema import TRAINING
-from data.spec import Channel, DenseChannel, Spec
+from data.spec import Spec
 
 MISSING_NOISE = 0.01
 """Changes of a missing share below this aren't drift."""

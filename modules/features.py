@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from data.spec import Channel, DenseChannel, Spec
+from data.channels import Channel, DenseChannel
+from data.spec import Spec
 from modules.embeddings.knowledge import NOTHING
 from modules.embeddings.table import MISSING, PAD, rows_key
 

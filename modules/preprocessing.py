@@ -13,15 +13,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from data.spec import (
-    CategoryChannel,
-    Channel,
-    DenseChannel,
-    IdChannel,
-    Spec,
-    parse_spec,
-    table_setting,
-)
+from data.channels import CategoryChannel, Channel, DenseChannel, IdChannel, table_setting
+from data.spec import Spec, parse_spec
 from modules.embeddings.knowledge import keys_of
 from modules.embeddings.table import MISSING, NUM_RESERVED
 from modules.features import DOMAIN, knowledge_features

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from data.channels import CategoryChannel, Channel, IdChannel
 from data.columns import id_dtype
-from data.spec import CategoryChannel, Channel, IdChannel, Spec
+from data.spec import Spec
 
 Candidate = Mapping[str, list]
 """An item's candidate features, as an instance has them."""

@@ -123,7 +123,7 @@ def _training_nodes(
 ) -> dict[str, BaseNode]:
     config = {
         "spec": spec.model_dump_json(),
-        "code": fingerprint.of_code("data/spec.py", "modules"),
+        "code": fingerprint.of_code(*fingerprint.SPEC, "modules"),
     }
     training = config | {
         "cluster": cluster.model_dump(mode="json"),
@@ -176,7 +176,7 @@ def _release_nodes(
         schema=schema,
         module_path="tfx_pipeline.evaluation",
     )
-    _label(evaluator, "data/spec.py", "modules/metrics", "tfx_pipeline/evaluation.py")
+    _label(evaluator, *fingerprint.SPEC, "modules/metrics", "tfx_pipeline/evaluation.py")
     check = ServingCheck(
         model=model,
         examples=examples,

@@ -32,7 +32,7 @@ from absl import app, flags  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data.spec import Dynamic  # noqa: E402
+from data.channels import Dynamic  # noqa: E402
 from modules.embeddings.compressed import MultiHashTable  # noqa: E402
 from modules.embeddings.dynamic import DynamicTable  # noqa: E402
 from modules.embeddings.hashing import bucket  # noqa: E402

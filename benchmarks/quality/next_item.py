@@ -30,7 +30,8 @@ from absl import app, flags  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data.spec import Channel, Spec  # noqa: E402
+from data.channels import Channel  # noqa: E402
+from data.spec import Spec  # noqa: E402
 from modules.metrics.ranking import (  # noqa: E402
     hit_rate,
     ndcg,

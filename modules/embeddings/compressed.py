@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Compression
+from data.channels import Compression
 from modules.embeddings.hashing import bucket
 from modules.embeddings.table import NUM_RESERVED, PAD, EmbeddingTable
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from data.spec import Dynamic
+from data.channels import Dynamic
 from modules.embeddings import adagrad, key_map, shard, sightings
 from modules.embeddings.hashing import bucket
 from modules.embeddings.initialization import table_seed

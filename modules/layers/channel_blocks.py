@@ -7,12 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from data import spec as spec_lib
+from data.channels import CategoryChannel, Channel, IdChannel
 from modules.embeddings import table as table_lib
 from modules.embeddings.compressed import CompressedTable
 from modules.embeddings.stacked import is_stackable, stacked_lookup
 
-Group = tuple[spec_lib.Channel, ...]
+Group = tuple[Channel, ...]
 Tables = Mapping[str, table_lib.EmbeddingTable | CompressedTable]
 
 
@@ -39,7 +39,7 @@ class ChannelBlocks:
       ValueError: no channels, or a channel's table isn't in `tables`.
     """
 
-    def __init__(self, channels: Sequence[spec_lib.Channel], tables: Tables, reader: str):
+    def __init__(self, channels: Sequence[Channel], tables: Tables, reader: str):
         if not channels:
             raise ValueError(f"{reader}: at least one channel is needed")
         for channel in channels:
@@ -93,15 +93,15 @@ class ChannelBlocks:
 
 
 def _is_alone(
-    channel: spec_lib.CategoryChannel | spec_lib.IdChannel,
+    channel: CategoryChannel | IdChannel,
     table: table_lib.EmbeddingTable | CompressedTable,
 ) -> bool:
     return channel.multi_valued or not is_stackable(table)
 
 
-def _groups(channels: Sequence[spec_lib.Channel], tables: Tables) -> list[Group]:
+def _groups(channels: Sequence[Channel], tables: Tables) -> list[Group]:
     """Channels that are computed at once."""
-    groups: dict[Any, list[spec_lib.Channel]] = {}
+    groups: dict[Any, list[Channel]] = {}
     for channel in channels:
         key: Any = "dense"
         if channel.kind != "dense":

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data import spec as spec_lib
+from data.channels import Channel
 from modules.embeddings import table as table_lib
 from modules.embeddings.compressed import CompressedTable
 from modules.layers.channel_blocks import ChannelBlocks
@@ -38,7 +38,7 @@ class FeatureProjection(keras.layers.Layer):
 
     def __init__(
         self,
-        channels: Sequence[spec_lib.Channel],
+        channels: Sequence[Channel],
         tables: Mapping[str, table_lib.EmbeddingTable | CompressedTable],
         hidden_dim: int,
         dropout: float = 0.0,

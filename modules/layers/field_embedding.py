@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data import spec as spec_lib
+from data.channels import Channel
 from modules.layers.channel_blocks import ChannelBlocks, Tables
 
 _DENSE_STDDEV = 0.05
@@ -31,9 +31,7 @@ class FieldEmbedding(keras.layers.Layer):
       ValueError: no channels, or a channel's table isn't in `tables`.
     """
 
-    def __init__(
-        self, channels: Sequence[spec_lib.Channel], tables: Tables, dim: int, **kwargs: Any
-    ):
+    def __init__(self, channels: Sequence[Channel], tables: Tables, dim: int, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)  # Dense values are cast once cleaned.
         self._blocks = ChannelBlocks(channels, tables, self.name)
         self.channels = tuple(channel for group in self._blocks.groups for channel in group)
@@ -56,7 +54,7 @@ class FieldEmbedding(keras.layers.Layer):
         return tf.concat([_mapped(*of_group) for of_group in groups], axis=-2)
 
 
-def _mapped(group: tuple[spec_lib.Channel, ...], block: tf.Tensor, map_CWD: tf.Tensor) -> tf.Tensor:
+def _mapped(group: tuple[Channel, ...], block: tf.Tensor, map_CWD: tf.Tensor) -> tf.Tensor:
     """A group's block [..., C·W] -> [..., C, D]."""
     C, W, D = map_CWD.shape
     # A dense group's values come first, then their absences.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import IdChannel, Spec
+from data.channels import IdChannel
+from data.spec import Spec
 from modules.embeddings.table import rows_key
 from modules.features import Batch
 from modules.layers.channel_blocks import mean_of_values

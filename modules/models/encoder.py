@@ -49,7 +49,7 @@ class Encoder(Protocol):
 
 
 class LayeredEncoder(Encoder, Protocol):
-    """An encoder of `data.spec.LAYERED`: what it is tuned by.
+    """An encoder of `data.architectures.LAYERED`: what it is tuned by.
 
     Attributes:
       blocks: in order; each takes a `patch`, and its `insertions` name the places for one.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from data.spec import DenseChannel, Spec
+from data.channels import DenseChannel
+from data.spec import Spec
 from modules.embeddings.table import rows_key
 from modules.features import Batch
 from modules.layers.channel_blocks import mean_of_values

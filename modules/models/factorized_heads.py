@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Channel, Spec, Task
+from data.channels import Channel
+from data.spec import Spec, Task
 from modules.features import Batch
 from modules.layers.field_embedding import FieldEmbedding
 from modules.models.tables import Tables

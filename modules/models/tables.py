@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data.spec import Phase, Spec, table_setting
+from data.channels import table_setting
+from data.spec import Phase, Spec
 from modules.embeddings.compressed import CompressedTable, compressed_table
 from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.table import EmbeddingTable

@@ -12,7 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from data.spec import Channel, Spec
+from data.channels import Channel
+from data.spec import Spec
 from modules.embeddings.table import NUM_RESERVED
 from modules.features import Batch
 from modules.objectives.masked_channels import replaced

@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Channel, DenseChannel, Spec
+from data.channels import Channel, DenseChannel
+from data.spec import Spec
 from modules.features import Batch
 from modules.objectives.masked_channel_prediction import MaskedChannelPrediction
 from modules.objectives.masked_channels import (

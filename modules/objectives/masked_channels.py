@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from data import spec as spec_lib
+from data.channels import Channel
 from modules.embeddings import table as table_lib
 from modules.embeddings.compressed import CompressedTable
 from modules.embeddings.hashing import bucket
@@ -34,7 +34,7 @@ class ChannelLoss(NamedTuple):
 
 def mask_channels(
     features: Mapping[str, tf.Tensor],
-    channels: Sequence[spec_lib.Channel],
+    channels: Sequence[Channel],
     sequence_mask: tf.Tensor,
     rate: float,
     seed: tf.Tensor,
@@ -80,7 +80,7 @@ def mask_channels(
     return masked, positions
 
 
-def is_present(channel: spec_lib.Channel, values: tf.Tensor) -> tf.Tensor:
+def is_present(channel: Channel, values: tf.Tensor) -> tf.Tensor:
     """bool [B, L]: a real value is there, neither padding nor missing."""
     if channel.kind == "dense":
         return ~tf.math.is_nan(values)
@@ -88,7 +88,7 @@ def is_present(channel: spec_lib.Channel, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_any(real, axis=-1) if channel.multi_valued else real
 
 
-def replaced(channel: spec_lib.Channel, values: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+def replaced(channel: Channel, values: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     """`values` with [MASK] (dense: NaN) where `position`, a bool of the channel's places."""
     if channel.kind == "dense":
         return tf.where(position, float("nan"), values)
@@ -131,7 +131,7 @@ def mcp_loss(
 
 
 def build_heads(
-    channels: Sequence[spec_lib.Channel],
+    channels: Sequence[Channel],
     tables: Mapping[str, table_lib.EmbeddingTable | CompressedTable],
 ) -> dict[str, keras.layers.Layer]:
     """A head per MCP channel, by feature: small tables are predicted by a full softmax; large and

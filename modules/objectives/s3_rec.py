@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import Channel, DenseChannel, Spec
+from data.channels import Channel, DenseChannel
+from data.spec import Spec
 from modules.embeddings.table import rows_key
 from modules.features import Batch
 from modules.objectives.masked_channels import (

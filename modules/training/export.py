@@ -13,7 +13,8 @@ import tensorflow_transform as tft
 import tf_keras as keras
 
 from data.added_tasks import OUTPUTS
-from data.spec import DenseChannel, Spec, Task
+from data.channels import DenseChannel
+from data.spec import Spec, Task
 from modules.features import Batch, as_ragged, newest_events, pad, require_complete_lists
 from modules.models import extraction, task_bank
 from modules.models.user_model import UserModel

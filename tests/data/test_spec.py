@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 
 from data import spec as spec_lib
+from data.architectures import LAYERED
 from data.simulator import simulator_spec
-from data.spec import LAYERED, SpecError, load_spec, parse_spec
+from data.spec import SpecError, load_spec, parse_spec
 
 BUNDLED = sorted(p.stem for p in pathlib.Path(spec_lib.__file__).parent.glob("specs/*.yaml"))
 
@@ -248,6 +249,16 @@ def test_every_bad_key_is_named_at_once():
     with pytest.raises(SpecError) as error:
         parse_spec(_changed(chanels=[], sequence={"max_length": 0}))
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_every_broken_rule_is_told_at_once():
+    raw = _with_task(name="user_id") | {"split": {"by": "time"}, "training": {}}
+    with pytest.raises(SpecError) as error:
+        parse_spec(raw)
+    assert str(error.value).splitlines()[1:] == [
+        "  tasks: 'user_id' is a reserved name",
+        "  split: 'by: time' needs 'at'",
+    ]
 
 
 def test_a_multi_valued_channels_count_is_no_other_channels_name():

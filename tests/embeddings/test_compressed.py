@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 
-from data.spec import Compression
+from data.channels import Compression
 from modules.embeddings.compressed import (
     MultiHashTable,
     QuotientRemainderTable,

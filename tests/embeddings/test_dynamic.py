@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 
-from data.spec import Dynamic
+from data.channels import Dynamic
 from modules.embeddings import key_map, sightings
 from modules.embeddings.dynamic import DynamicTable, find_slots
 from modules.embeddings.table import MASK, MISSING, NUM_RESERVED, PAD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from data.spec import Dynamic
+from data.channels import Dynamic
 from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import EmbeddingTable

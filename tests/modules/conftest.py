@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.spec import TWO_DOMAINS, Domain, Spec, parse_spec
+from data.architectures import TWO_DOMAINS
+from data.spec import Domain, Spec, parse_spec
 from modules.features import DOMAIN
 from modules.models.architectures import ARCHITECTURES
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data import spec as spec_lib
+from data.channels import CategoryChannel, DenseChannel, IdChannel
 from modules.embeddings import stacked
 from modules.embeddings.table import PAD, EmbeddingTable
 from modules.layers.feature_projection import FeatureProjection
@@ -11,10 +11,10 @@ from modules.layers.feature_projection import FeatureProjection
 D = 6
 NAN = np.nan
 CHANNELS = (
-    spec_lib.IdChannel(name="item", scope="sequence", kind="id"),
-    spec_lib.CategoryChannel(name="tag", scope="sequence", kind="category", multi_valued=True),
-    spec_lib.DenseChannel(name="amount", scope="sequence", kind="dense"),
-    spec_lib.IdChannel(name="other", scope="sequence", kind="id", table="item"),
+    IdChannel(name="item", scope="sequence", kind="id"),
+    CategoryChannel(name="tag", scope="sequence", kind="category", multi_valued=True),
+    DenseChannel(name="amount", scope="sequence", kind="dense"),
+    IdChannel(name="other", scope="sequence", kind="id", table="item"),
 )
 
 
@@ -117,13 +117,13 @@ def many_channels(count):
     for i in range(count):
         name, dim = f"c{i}", (4, 6)[i % 2]
         if i % 5 == 4:
-            channels.append(spec_lib.DenseChannel(name=name, scope="sequence", kind="dense"))
+            channels.append(DenseChannel(name=name, scope="sequence", kind="dense"))
             values = rng.normal(size=(2, 7)).astype(np.float32)
             values[rng.random((2, 7)) < 0.3] = NAN
         else:
             table = f"t{i - 10 if i % 10 == 3 and i > 10 else i}"
             tables.setdefault(table, EmbeddingTable(5 + i, dim, table))
-            channels.append(spec_lib.IdChannel(name=name, scope="sequence", kind="id", table=table))
+            channels.append(IdChannel(name=name, scope="sequence", kind="id", table=table))
             values = rng.integers(PAD, tables[table].num_rows, (2, 7))
         features[f"sequence_{name}"] = tf.constant(values)
     return channels, tables, features

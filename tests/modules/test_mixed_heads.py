@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import NOT_PRETRAINED, Model
+from data.architectures import NOT_PRETRAINED
+from data.spec import Model
 from modules.features import as_ragged, pad
 from modules.layers.experts import ExpertGate, Experts
 from modules.layers.multi_gate_mixture import MultiGateMixture

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import LAYERED, Adapters
+from data.architectures import LAYERED
+from data.spec import Adapters
 from modules.layers.adapter import Adapter, block_patches
 from modules.layers.block import MoETransformerBlock
 from modules.layers.dilated_convolution import DilatedConvolution, DilatedResidualBlock

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data import spec as spec_lib
+from data.channels import CategoryChannel, DenseChannel, Dynamic, IdChannel
+from data.spec import Task
 from modules.embeddings.compressed import MultiHashTable
 from modules.embeddings.dynamic import DynamicTable
 from modules.embeddings.table import MASK, MISSING, PAD, EmbeddingTable
@@ -13,11 +14,11 @@ from modules.objectives import masked_channels as mcp
 from modules.objectives.task_loss import task_loss, weighted_total
 
 D = 6
-ITEM = spec_lib.IdChannel(name="item", scope="sequence", kind="id", mask_prediction=True)
-TAG = spec_lib.CategoryChannel(
+ITEM = IdChannel(name="item", scope="sequence", kind="id", mask_prediction=True)
+TAG = CategoryChannel(
     name="tag", scope="sequence", kind="category", multi_valued=True, mask_prediction=True
 )
-AMOUNT = spec_lib.DenseChannel(name="amount", scope="sequence", kind="dense", mask_prediction=True)
+AMOUNT = DenseChannel(name="amount", scope="sequence", kind="dense", mask_prediction=True)
 CHANNELS = (ITEM, TAG, AMOUNT)
 SEED = tf.constant([3, 4])
 
@@ -160,7 +161,7 @@ def test_sampled_softmax_over_the_batch_with_log_q(targets, training):
 
 
 def dynamic_table():
-    rows = DynamicTable(4, "item", spec_lib.Dynamic(capacity=8, tail_rows=30), init_scale=1.0)
+    rows = DynamicTable(4, "item", Dynamic(capacity=8, tail_rows=30), init_scale=1.0)
     return EmbeddingTable(41, 4, "item", large=True, dynamic_rows=rows)
 
 
@@ -300,7 +301,7 @@ def test_mcp_in_a_graph_with_unknown_dimensions_and_half_precision(large):
 
 
 def task(kind, **kwargs):
-    return spec_lib.Task(name="t", label="y", type=kind, **kwargs)
+    return Task(name="t", label="y", type=kind, **kwargs)
 
 
 LABELS = np.array([[1, 0, np.nan, 1], [np.nan, 0, 1, 0]], "float32")

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import OWN_PRETRAINING, Model
+from data.architectures import OWN_PRETRAINING
+from data.spec import Model
 from modules.embeddings.table import NUM_RESERVED
 from modules.features import as_ragged, pad
 from modules.models.architectures import ARCHITECTURES, channel_prediction

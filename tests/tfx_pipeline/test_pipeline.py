@@ -80,7 +80,7 @@ def _parameter(node, name: str) -> str:
 def test_spec_and_code_are_part_of_a_trainers_cache_key(data_root, tmp_path):
     spec = _spec()
     config = _parameter(_compiled(spec, data_root, tmp_path)["Finetune"], "custom_config")
-    assert fingerprint.of_code("data/spec.py", "modules") in config
+    assert fingerprint.of_code("data/spec.py", "data/channels.py", "modules") in config
     other = _spec(training={"seed": 1})
     assert _parameter(_compiled(other, data_root, tmp_path)["Finetune"], "custom_config") != config
 

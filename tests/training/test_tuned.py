@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from data.spec import LAYERED
+from data.architectures import LAYERED
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import NUM_RESERVED, ids_key, rows_key
 from modules.features import as_ragged, pad

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from data.channels import Channel, IdChannel
 from data.columns import id_dtype
-from data.spec import Channel, IdChannel, Spec, Task
+from data.spec import Spec, Task
 
 NAME = "label frequency"
 """No model's: those have no spaces."""

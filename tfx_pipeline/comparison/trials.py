@@ -21,7 +21,7 @@ from tfx_pipeline.comparison.provenance import provenance
 from tfx_pipeline.comparison.variants import Variant, seeded
 
 _CODE = (
-    "data/spec.py",
+    *fingerprint.SPEC,
     "data/schema.py",
     "modules",
     "tfx_pipeline/comparison/training.py",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from data.spec import CategoryChannel, IdChannel, Spec, table_setting
+from data.channels import CategoryChannel, IdChannel, table_setting
+from data.spec import Spec
 from modules.training.cluster.config import Cluster, ClusterError
 
 _RESERVED_ROWS = 3  # NUM_RESERVED of modules/embeddings/table.py, which imports TensorFlow

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data.spec import Spec, parse_spec, table_setting
+from data.channels import table_setting
+from data.spec import Spec, parse_spec
 from modules.embeddings.stacked import MAX_ROWS
 from modules.embeddings.table import NUM_RESERVED
 from modules.models.tables import table_dim

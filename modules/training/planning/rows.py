@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import tensorflow_transform as tft
 
-from data.spec import Spec, table_setting
+from data.channels import table_setting
+from data.spec import Spec
 from modules.embeddings.table import NUM_RESERVED
 from modules.preprocessing import table_rows
 

@@ -1,0 +1,42 @@
+"""The words for models, and the sets of them that the spec's rules tell apart.
+
+What each word puts together is in `modules/models/architectures.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Architecture = Literal[
+    "supermoe",
+    "bert",
+    "aetn",
+    "nextitnet",
+    "mtssl",
+    "shared_bottom",
+    "mmoe",
+    "ple",
+    "deepfm",
+    "nfm",
+    "din",
+    "can",
+    "two_tower",
+    "conet",
+    "darec",
+    "keep_c",
+]
+Heads = Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm"]
+
+LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
+"""Architectures whose encoder takes adapters and added tasks, and can be tuned by its last layers
+only."""
+TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
+"""Architectures with a network for each of `domain`'s two."""
+OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
+"""Architectures that are their heads."""
+NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | OWN_HEADS
+"""Architectures that only fine-tune."""
+WITHOUT_HIDDEN = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | TWO_DOMAINS
+"""Heads that show no layer before the logits to extract knowledge from."""
+OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
+"""Architectures with a pre-training of their own, no `training.pretrain.objective`."""
