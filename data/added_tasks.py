@@ -9,15 +9,14 @@ import pydantic
 import yaml
 
 from data.spec import Phase, Spec, SpecError, Task, parse_spec
+from data.strict import Strict, listed
 
 OUTPUTS = {"impression": "impression", "user": "user"}
 """Kind of task -> the output of a model's signature that answers all added tasks of this kind."""
 
 
-class AddedTasks(pydantic.BaseModel):
+class AddedTasks(Strict):
     """Tasks as in a spec, and how each of them is trained."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     tasks: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
     bottleneck_dim: Annotated[int, pydantic.Field(ge=1, le=256)] = 8
@@ -46,8 +45,7 @@ def load_added_tasks(path: str | pathlib.Path) -> AddedTasks:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: can't be read: {error}") from None
     except pydantic.ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SpecError(f"{path}: not a file of added tasks:\n" + "\n".join(lines)) from None
+        raise SpecError(f"{path}: not a file of added tasks:\n{listed(error)}") from None
 
 
 def with_added(spec: Spec, added: AddedTasks) -> Spec:

@@ -14,10 +14,12 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
+
+from data.strict import Strict, listed
 
 Placement = Literal["single", "mirrored", "multi_worker_mirrored", "parameter_server", "hybrid"]
 Role = Literal["chief", "worker", "ps"]
@@ -39,18 +41,14 @@ class ClusterError(ValueError):
     """A cluster that can't be used. The message names the file, the key and the fix."""
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Processes(_Strict):
+class Processes(Strict):
     """A local cluster: this machine starts these beside the chief."""
 
     worker: _Count = 0
     ps: _Count = 0
 
 
-class Addresses(_Strict):
+class Addresses(Strict):
     """Processes that are started elsewhere, `host:port` by index."""
 
     chief: tuple[_Address, ...] = ()
@@ -68,7 +66,7 @@ class Addresses(_Strict):
         return self
 
 
-class Checkpoint(_Strict):
+class Checkpoint(Strict):
     """When a run saves, and what it keeps."""
 
     every_steps: _Positive = 500
@@ -79,14 +77,14 @@ class Checkpoint(_Strict):
     """Deltas of tables in a row before all touched rows are written again."""
 
 
-class Threads(_Strict):
+class Threads(Strict):
     """TensorFlow's thread pools in every process; null leaves the choice to it."""
 
     intra_op: _Positive | None = None
     inter_op: _Positive | None = None
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What a pod of one role asks for and may use."""
 
     cpu: _Quantity = "4"
@@ -94,14 +92,14 @@ class Resources(_Strict):
     gpus: _Count = 0
 
 
-class Volume(_Strict):
+class Volume(Strict):
     """The shared volume: data, the task's file, checkpoints."""
 
     claim: str
     mount: str = "/training"
 
 
-class Kubernetes(_Strict):
+class Kubernetes(Strict):
     """What the TFJob manifest needs beyond the cluster itself."""
 
     name: Annotated[str, pydantic.StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")]
@@ -113,7 +111,7 @@ class Kubernetes(_Strict):
     ps: Resources = Resources()
 
 
-class Cluster(_Strict):
+class Cluster(Strict):
     placement: Placement = "single"
     processes: Processes | None = None
     addresses: Addresses | None = None
@@ -220,7 +218,7 @@ class Cluster(_Strict):
         return self
 
 
-class ClusterTask(_Strict):
+class ClusterTask(Strict):
     """One process's place in a cluster."""
 
     type: Role
@@ -264,7 +262,7 @@ def parse_cluster(raw: object, where: str = "cluster") -> Cluster:
     try:
         return Cluster.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise ClusterError(f"{where}: not a valid cluster:\n{_listed(error)}") from None
+        raise ClusterError(f"{where}: not a valid cluster:\n{listed(error)}") from None
 
 
 def task_from_environment(environment: Mapping[str, str] = os.environ) -> ClusterTask | None:
@@ -288,7 +286,7 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Cluste
     try:
         return ClusterTask.model_validate({**task, "addresses": raw.get("cluster", {})})
     except pydantic.ValidationError as error:
-        raise ClusterError(f"TF_CONFIG: not a valid task:\n{_listed(error)}") from None
+        raise ClusterError(f"TF_CONFIG: not a valid task:\n{listed(error)}") from None
 
 
 def tf_config(cluster: Cluster, role: Role, index: int) -> str:
@@ -304,20 +302,3 @@ def tf_config(cluster: Cluster, role: Role, index: int) -> str:
     every = {role: list(getattr(cluster.addresses, role)) for role in ROLES}
     addresses = {role: known for role, known in every.items() if known}
     return json.dumps({"cluster": addresses, "task": {"type": role, "index": index}})
-
-
-def _listed(error: pydantic.ValidationError) -> str:
-    lines = []
-    for e in error.errors():
-        key = ".".join(str(part) for part in e["loc"])
-        lines.append(f"  {key}: {_reason(e)}" if key else f"  {_reason(e)}")
-    return "\n".join(lines)
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    reason = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("value_error", "missing"):
-        reason += f" (got {error['input']!r:.60})"
-    return reason
