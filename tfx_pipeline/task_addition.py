@@ -1,4 +1,4 @@
-"""Trains tasks on a pushed model, which stays as it is, and puts them beside its versions."""
+"""Trains tasks on a pushed model, which stays as it is, and puts them where its server looks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def add(
       What the file says of the task beside its weights.
 
     Raises:
-      ValueError: the model takes no tasks, or one has no label among the training targets.
+      AddedTaskError: the model takes no tasks, there are no instances, or a task has no
+        label among the training targets.
     """
     backbone = added_tasks.backbone_of(model)
     loaded = tf.saved_model.load(model)

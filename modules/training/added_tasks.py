@@ -54,16 +54,20 @@ class Rows(NamedTuple):
         return tf.nest.map_structure(lambda array: array[chosen], self)
 
 
+class AddedTaskError(ValueError):
+    """A model or data that tasks can't be added to. The message says why."""
+
+
 def backbone_of(model: str) -> str:
     """The fingerprint of a pushed model's weights, which tasks are trained on.
 
     Raises:
-      ValueError: the model takes no tasks.
+      AddedTaskError: the model takes no tasks.
     """
     path = pathlib.Path(model, "assets.extra", "serving.json")
     contract = json.loads(path.read_text()) if path.exists() else {}
     if "added_tasks" not in contract:
-        raise ValueError(f"{model} takes no added tasks; run it with 'model.added_tasks: true'")
+        raise AddedTaskError(f"{model} takes no added tasks; run it with 'model.added_tasks: true'")
     return contract["added_tasks"]["backbone"]
 
 
@@ -73,6 +77,9 @@ def read_rows(loaded: Any, files: Sequence[str], tasks: Sequence[Task]) -> Rows:
     Args:
       loaded: the SavedModel, exported with `model.added_tasks`.
       files: gzipped TFRecords of raw instances that hold the tasks' labels.
+
+    Raises:
+      AddedTaskError: they hold no instance.
     """
     run = loaded.signatures[ADDED_TASK_INPUTS]
     features = {
@@ -99,7 +106,7 @@ def read_rows(loaded: Any, files: Sequence[str], tasks: Sequence[Task]) -> Rows:
         rows = to_numpy(rows)
         parts.append(rows.take(~np.isnan(list(rows.labels.values())).all(axis=0)))
     if not parts:
-        raise ValueError(f"{', '.join(files)}: no instances")
+        raise AddedTaskError(f"{', '.join(files)}: no instances")
     return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
 
@@ -110,11 +117,11 @@ def train(task: Task, rows: Rows, bottleneck_dim: int, phase: Phase, seed: int =
       phase: its batches are of targets.
 
     Raises:
-      ValueError: there are none.
+      AddedTaskError: there are none.
     """
     places = rows.places(task.name, is_eval=False)
     if not len(places):
-        raise ValueError(f"tasks: {task.name!r} has no label among the training targets")
+        raise AddedTaskError(f"tasks: {task.name!r} has no label among the training targets")
     num_layers, dim = rows.given.layers.shape[1:]
     added = AddedTask(task, num_layers, dim, bottleneck_dim, seed)
     data = {**rows.given._asdict(), "label": rows.labels[task.name]}

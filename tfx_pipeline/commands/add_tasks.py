@@ -1,6 +1,7 @@
 """Trains tasks on a run's pushed model, which stays as it is; a server answers them when it looks.
 
-The model has to be run with `model.added_tasks: true`. Files go to `tasks` beside its versions.
+The model has to be run with `model.added_tasks: true`. A task is a file beside its versions,
+`serving/<model>/tasks/<backbone>/<task>.npz`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main(values: flags.FlagValues) -> int:
             lines.start("Imports")
             from data.columns import SourceError
             from data.ingestion import IngestionError
+            from modules.training.added_tasks import AddedTaskError
             from tfx_pipeline import task_addition
 
             try:
@@ -58,10 +60,10 @@ def main(values: flags.FlagValues) -> int:
                 target = version.parent / "tasks"
                 for added in task_addition.add(str(version), files, wanted, target):
                     table.add_row(*_figures(added))
-            except (SourceError, IngestionError, ValueError) as error:
+            except (SourceError, IngestionError, AddedTaskError) as error:
                 raise flags.Error(str(error)) from None
         console.print(table)
-        console.print(f"{len(wanted.tasks)} tasks in {shown(target)}")
+        console.print(f"{len(wanted.tasks)} tasks in {shown(target / added['backbone'])}")
     return 0
 
 
