@@ -1,0 +1,205 @@
+"""Bilevel weighting: its loss, the hypergradient against the exact one, and what it learns."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from data.spec import Phase
+from modules.metrics.auc import auc
+from modules.objectives.task_loss import task_losses
+from modules.objectives.weighting import bilevel
+from modules.objectives.weighting.methods import WEIGHTINGS
+from modules.objectives.weighting.shared_gradients import shared_gradients
+from tests.modules.fitting import fit
+from tests.modules.weighing import B, D, linear, problem, spec_of, weigh
+
+
+def test_hinge_auc_is_the_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.8
+    labels = rng.integers(0, 2, (6, 5)).astype(np.float32)
+    labels[rng.random((6, 5)) < 0.3] = np.nan
+    of = {y: logits[mask & (labels == y)] for y in (0, 1)}
+    pairs = [max(0, 1 - (p - n)) for p in of[1] for n in of[0]]
+    assert min(pairs) == 0  # a pair that is far enough apart counts nothing
+    args = tf.constant(logits, tf.float32), tf.constant(labels)
+    np.testing.assert_allclose(bilevel.hinge_auc(*args, mask), np.mean(pairs), rtol=1e-5)
+    assert bilevel.hinge_auc(*args, np.zeros_like(mask)) == 0
+
+
+class Tiny:
+    """A shared layer under fixed heads; tasks 0 and 1 agree, 2 is their opposite, 3 is noise."""
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        self.spec = spec_of("static", 1.0, 1.0, 1.0, 1.0)
+        truth, head = rng.normal(size=(D, 1)), rng.normal(size=(3, 1))
+        self.x = {part: rng.normal(size=(200, 1, D)).astype(np.float32) for part in ("a", "b")}
+        self.batches = {}
+        for part, x in self.x.items():
+            label = (x @ truth)[..., 0] + 0.5 * rng.normal(size=(200, 1)) > 0
+            labels = [label, label, ~label, rng.random((200, 1)) < 0.5]
+            batch = {f"label_task_{i}": y.astype(np.float32) for i, y in enumerate(labels)}
+            self.batches[part] = batch | {"target_mask": np.ones((200, 1), bool)}
+        self.heads = [tf.constant(head + 0.3 * rng.normal(size=(3, 1)), tf.float32)] * 4
+        self.layer = tf.constant(0.2 * rng.normal(size=(D, 3)), tf.float32)
+        self.lambdas = tf.constant([1.0, 0.5, 0.8, 1.2])
+        self.seen = self.spec.tasks[:2]  # that F is about
+
+    def logits(self, part, weights):
+        layer, *heads = weights
+        user = tf.constant(self.x[part]) @ layer
+        named = zip(self.spec.tasks, heads, strict=True)
+        return linear({task.name: head for task, head in named}, user)
+
+    def losses(self, weights):
+        batch = self.batches["a"]
+        given = self.spec, self.logits("a", weights), batch, batch["target_mask"]
+        return [*task_losses(*given)[0].values()]
+
+    def outer(self, weights):
+        batch = self.batches["b"]
+        given = self.logits("b", weights), batch, batch["target_mask"]
+        return bilevel.validation_loss(self.seen, *given)
+
+    def exact(self, eta, trained):
+        """dF(θ')/dλ through the inner step, θ the first `trained` weights."""
+        weights = [self.layer, *self.heads]
+        with tf.GradientTape() as unrolled:
+            unrolled.watch(self.lambdas)
+            with tf.GradientTape() as inner:
+                inner.watch(weights)
+                total = tf.tensordot(self.lambdas, tf.stack(self.losses(weights)), 1)
+            moved = inner.gradient(total, weights)[:trained]
+            stepped = [w - eta * g for w, g in zip(weights, moved, strict=False)]
+            outer = self.outer(stepped + weights[trained:])
+        return unrolled.gradient(outer, self.lambdas).numpy()
+
+    def approximate(self, eta):
+        weights = [self.layer, *self.heads]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(self.layer)
+            losses, outer = self.losses(weights), self.outer(weights)
+        rows = [tf.reshape(tape.gradient(loss, self.layer), [-1]) for loss in losses]
+        by_outer = tf.reshape(tape.gradient(outer, self.layer), [-1])
+        return bilevel.hypergradient(by_outer, tf.stack(rows), eta).numpy()
+
+
+def test_the_hypergradient_is_exact_over_all_shared_weights_as_the_step_goes_to_0():
+    tiny = Tiny()
+
+    def error(eta):
+        exact = tiny.exact(eta, trained=1)
+        return np.abs(tiny.approximate(eta) - exact).max() / np.abs(exact).max()
+
+    errors = [error(eta) for eta in (1.0, 0.1, 0.01)]
+    assert errors[0] > 0.01  # else there is nothing to approximate
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 2e-3
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0])
+def test_the_hypergradient_ranks_tasks_as_the_exact_one_where_heads_are_trained_too(eta):
+    tiny = Tiny()
+    exact, approximate = tiny.exact(eta, trained=5), tiny.approximate(eta)
+    assert exact[0] < 0 and exact[1] < 0 < exact[2]  # what helps gets more, what harms less
+    np.testing.assert_array_equal(np.sign(approximate[:3]), np.sign(exact[:3]))
+    np.testing.assert_array_equal(np.argsort(approximate), np.argsort(exact))
+
+
+def test_bilevel_gives_lambda_the_hypergradient_and_the_model_the_weighted_losses():
+    spec = spec_of("bilevel", 2.0, 0.5, 1.0, weighting_rate=2.0)
+    method = WEIGHTINGS["bilevel"](spec)
+    method.lambdas.log_lambda.assign([0.1, -0.3, 0.2])
+    user_BKD, logits_of, batch, _ = problem(spec)
+    got = weigh(method, spec, step=1)
+    held_out = ((np.arange(B) + 1) % 8 == 0)[:, None]
+    mask = batch["target_mask"].numpy()
+
+    def losses_of(user_BKD):
+        logits = logits_of(user_BKD)
+        outer = bilevel.validation_loss(spec.tasks, logits, batch, mask & held_out)
+        return {"": outer} | task_losses(spec, logits, batch, mask & ~held_out)[0]
+
+    losses, gradients = shared_gradients(losses_of, user_BKD)
+    softmax = np.array([2.0, 0.5, 1.0]) * np.exp(2 * np.array([0.1, -0.3, 0.2]))
+    softmax /= softmax.sum()
+    np.testing.assert_allclose([*got.lambdas.values()], 3.5 * softmax, rtol=1e-5)
+    inner = gradients[1:].numpy()
+    descent = -inner @ gradients[0].numpy()
+    descent /= np.linalg.norm(inner) * np.linalg.norm(gradients[0])
+    by_softmax = 3.5 * 2 * softmax * (descent - softmax @ descent)
+    np.testing.assert_allclose(got.by_lambda[0], by_softmax, rtol=1e-4, atol=1e-6)
+    named = [losses[task.name] for task in spec.tasks]
+    np.testing.assert_allclose(got.total, 3.5 * softmax @ np.array(named), rtol=1e-5)
+
+
+def test_bilevel_trains_on_no_label_of_the_rows_it_validates_on():
+    spec = spec_of("bilevel", 1.0, 1.0)
+    method = WEIGHTINGS["bilevel"](spec)
+    user_BKD, logits_of, batch, _ = problem(spec, missing=0.0)
+    untrained = np.zeros([8, B], bool)
+    for step in range(8):
+        with tf.GradientTape() as tape:
+            tape.watch(user_BKD)
+            losses = method(user_BKD, logits_of, batch, tf.constant(step, tf.int64)).losses
+            total = tf.add_n([*losses.values()])
+        untrained[step] = np.all(tape.gradient(total, user_BKD).numpy() == 0, axis=(1, 2))
+    np.testing.assert_array_equal(untrained.sum(axis=0), np.ones(B))  # each, one step in eight
+    np.testing.assert_array_equal(untrained.sum(axis=1), np.ones(8))
+
+
+class Narrow(tf.Module):
+    """One number is all that the tasks' towers know of a user."""
+
+    def __init__(self, spec):
+        super().__init__()
+        keras.utils.set_random_seed(0)
+        self.spec = spec
+        self.shared = keras.layers.Dense(1, name="shared")
+        self.towers = [keras.layers.Dense(1, name=f"tower_{i}") for i in range(len(spec.tasks))]
+        self.weighting = WEIGHTINGS[spec.training.finetune.weighting](spec)
+
+    def logits_of(self, user):
+        narrow, named = self.shared(user), zip(self.spec.tasks, self.towers, strict=True)
+        return {task.name: tower(narrow)[..., 0] for task, tower in named}
+
+    def loss(self, batch, step):
+        out = self.weighting(batch["x"], self.logits_of, batch, step)
+        values = {f"lambda/{name}": value for name, value in out.lambdas.items()}
+        return out.total, values
+
+
+def beside_noise(weighting, tmp_path, **finetune):
+    """Two tasks that ask for one direction of x, and a heavy one whose labels are noise: the AUC
+    of the two, held out, and the last epoch's λ."""
+    spec = spec_of(weighting, 1.0, 1.0, 100.0, **finetune)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(17408, 1, 32)).astype(np.float32)
+    labels = x[..., [0, 0, 1]] + 0.3 * rng.normal(size=(17408, 1, 3)) > 0
+    labels[..., 2] = rng.random((17408, 1)) < 0.5
+    batch = {f"label_task_{i}": labels[..., i].astype(np.float32) for i in range(3)}
+    batch |= {"x": x, "target_mask": np.ones((17408, 1), bool)}
+    batch = {name: tf.constant(value[:16384]) for name, value in batch.items()}
+    module = Narrow(spec)
+    module.loss(batch, tf.constant(0, tf.int64))
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(64)
+    phase = Phase(epochs=1, learning_rate=0.02)
+    fit(module, module.loss, dataset, 256, phase, str(tmp_path))
+    logits = module.logits_of(x[16384:])
+    end = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[-1])
+    lambdas = [end.get(f"lambda/task_{i}") for i in range(3)]
+    return [auc(labels[16384:, 0, i], logits[f"task_{i}"].numpy()[:, 0]) for i in (0, 1)], lambdas
+
+
+def test_bilevel_finds_that_a_heavy_task_teaches_nothing_that_holds(tmp_path):
+    """No training loss tells noise from a task: the rows held out do."""
+    static, _ = beside_noise("static", tmp_path / "static")
+    learned, lambdas = beside_noise("bilevel", tmp_path / "bilevel", weighting_rate=3.0)
+    assert max(static) < 0.9
+    assert min(learned) > 0.95
+    assert lambdas[2] < 50  # of 100, on average over the training
