@@ -244,6 +244,7 @@ OUTCOME = Outcome(
     total=1000,
     active=400,
     tuned=50,
+    threads=1,
     commit="c0ffee",
     machine="2 cores",
     date="2026-01-01 00:00 UTC",

@@ -5,34 +5,35 @@ A model is an architecture's word, or `name=key:value,key:value` with keys of th
     --models=supermoe,bert,wide=model.hidden_dim:128,model.ffn_dim:256,click-only=tasks:[click]
 
 Every model trains on the same instances with every seed, for as many epochs, and is asked about the
-same targets. What is finished isn't trained again, unless spec, data or code changed; a command
-that was stopped goes on. The page is <output>.md and <output>.html.
+same targets; `--jobs` trainings go on at a time, each in a process of its own. What is finished
+isn't trained again, unless spec, data or code changed; a command that was stopped goes on. The page
+is <output>.md and <output>.html.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shlex
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tfx_pipeline import quiet
 from tfx_pipeline.commands.report import shown
-from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
+from tfx_pipeline.comparison.finished_run import finished_run
 from tfx_pipeline.comparison.variants import Variant, parse_variants
 from tfx_pipeline.layout import Layout, OutputError, output_of
-from tfx_pipeline.progress import NodeLines
+from tfx_pipeline.progress import Lines
 
 if TYPE_CHECKING:
     import rich.console
 
-    from tfx_pipeline.comparison.trials import Trial
     from tfx_pipeline.report.comparison import Comparison
 
 FLAGS = flags.FlagValues()
+_CORES = len(os.sched_getaffinity(0))
 flags.DEFINE_string("run", "runs/simulator", "Folder of the finished run.", flag_values=FLAGS)
 flags.DEFINE_string("models", "supermoe,bert", "The models, as above.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each model.", flag_values=FLAGS)
@@ -41,6 +42,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "pretrain_epochs", None, "Of pre-training, likewise; 0: none.", 0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "jobs", _CORES, "Trainings at a time; the cores are shared out.", 1, flag_values=FLAGS
 )
 flags.DEFINE_string(
     "reference", "", "The model others are tested against; the first.", flag_values=FLAGS
@@ -62,11 +66,15 @@ def main(values: flags.FlagValues) -> int:
     page = _page_path(values.output, layout)
     layout.prepare()
     with quiet.redirected(layout.log) as console:
-        from tfx_pipeline.comparison import trials
+        from tfx_pipeline.comparison import side_by_side, trials
         from tfx_pipeline.comparison.page import page_of
 
         every = trials.plan(variants, seeds, run, layout.comparison)
-        _carry_out(every, run, console)
+        before = sum(trial.finished for trial in every)
+        if before:
+            console.print(f"  {before} of {len(every)} trainings were made before", markup=False)
+        with Lines(console) as lines:
+            side_by_side.carry_out(every, run, values.jobs, layout.log, lines)
         command = f"python -m tfx_pipeline {shlex.join(sys.argv[1:])}"
         comparison = page_of(every, variants, reference, run, command)
         _write(page, comparison)
@@ -105,29 +113,6 @@ def _page_path(text: str, layout: Layout) -> pathlib.Path:
     except OSError as error:
         raise OutputError(f"--output={text}: can't be written: {error.strerror}") from None
     return path
-
-
-def _carry_out(every: list[Trial], run: FinishedRun, console: rich.console.Console) -> None:
-    from tfx_pipeline.comparison import trials
-
-    to_train = sum(not trial.finished for trial in every)
-    started, done = time.monotonic(), 0
-    with NodeLines(console) as lines:
-        for number, trial in enumerate(every, start=1):
-            name = f"{number} of {len(every)}: {trial.model}, seed {trial.seed}"
-            if trial.finished:
-                console.print(f"  {name} was trained before", markup=False)
-                continue
-            if done:
-                left = (time.monotonic() - started) / done * (to_train - done)
-                name += f" ({_minutes(left)} left)"
-            lines.start(name)
-            trials.carry_out(trial, run)
-            done += 1
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _write(page: pathlib.Path, comparison: Comparison) -> None:

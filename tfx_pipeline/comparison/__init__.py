@@ -6,6 +6,7 @@
 - `predictions.py`: its predictions of the evaluation targets, kept as Parquet.
 - `cost.py`: what it took.
 - `trials.py`: all of them, each once; a restart goes on.
+- `side_by_side.py`: several at a time, each in a process.
 - `tables.py`, `page.py`: what came of it: means over seeds, significance, cost.
 - `provenance.py`: the code, the machine and the date.
 """

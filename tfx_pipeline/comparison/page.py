@@ -99,11 +99,16 @@ def _made(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     now = provenance()
     dates = [outcome.date for outcome in outcomes]
     return [
-        ("machine", "; ".join(sorted({outcome.machine for outcome in outcomes}))),
+        ("machine", "; ".join(sorted({_machine(outcome) for outcome in outcomes}))),
         ("trained", f"{min(dates)} to {max(dates)}"),
         ("trained at commit", ", ".join(sorted({outcome.commit for outcome in outcomes}))),
         ("page", f"{now['date']}, at commit {now['commit']}"),
     ]
+
+
+def _machine(outcome: Outcome) -> str:
+    threads = {0: "all cores", 1: "one thread"}.get(outcome.threads, f"{outcome.threads} threads")
+    return f"{outcome.machine}, {threads} a training"
 
 
 def _figures(

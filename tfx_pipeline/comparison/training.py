@@ -46,6 +46,11 @@ def pretrained(
     return _run(pretrain, run, spec, folder, None, cluster)
 
 
+def is_pretrained(folder: pathlib.Path) -> bool:
+    """Whether `pretrained` came to its end here."""
+    return (folder / pretrain.NAME / _DONE).exists()
+
+
 def fine_tuned(
     run: FinishedRun,
     spec: Spec,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
 import pathlib
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import tf_keras as keras
+import tensorflow as tf
 
 from data.spec import Spec
 from tfx_pipeline import fingerprint
@@ -51,6 +50,11 @@ class Trial:
     def finished(self) -> bool:
         return (self.folder / _OUTCOME).exists()
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether nobody has to pre-train for it (any more)."""
+        return self.pretraining is None or training.is_pretrained(self.pretraining)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -62,6 +66,7 @@ class Outcome:
         pre-training counts for each trial.
       seconds_a_step: of fine-tuning, wall time.
       total, active, tuned: parameters (`cost.Size`).
+      threads: that computed an operation; 0: as many as there are cores.
       commit, machine, date: of `provenance`.
     """
 
@@ -71,6 +76,7 @@ class Outcome:
     total: int
     active: int
     tuned: int
+    threads: int
     commit: str
     machine: str
     date: str
@@ -133,13 +139,12 @@ def carry_out(trial: Trial, run: FinishedRun) -> None:
         "cpu_seconds": cpu_seconds,
         "seconds_a_step": cost.seconds_a_step(trial.folder),
         **dataclasses.asdict(size),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
         **provenance(),
     }
     partial = trial.folder / f"{_OUTCOME}.new"
     partial.write_text(json.dumps(outcome, indent=1))
     partial.replace(trial.folder / _OUTCOME)  # only now it is finished
-    keras.backend.clear_session()
-    gc.collect()
 
 
 def outcome_of(trial: Trial) -> Outcome:

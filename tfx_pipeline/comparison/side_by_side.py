@@ -1,0 +1,194 @@
+"""Trials side by side, each in a process of its own.
+
+A model as small as one machine trains hardly uses a second core, while two trainings do; and what
+TensorFlow keeps of a model it has trained goes away with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tfx_pipeline import quiet
+from tfx_pipeline.comparison.finished_run import FinishedRun
+from tfx_pipeline.comparison.trials import Trial
+from tfx_pipeline.progress import LOGGER, Line, Lines
+
+_PROCESSES = multiprocessing.get_context("spawn")  # TensorFlow's threads don't survive a fork
+_LOOK_SECONDS = 1.0
+"""How often to look whether a pre-training that others wait for is done."""
+
+
+class TrialError(Exception):
+    """A trial failed: which, and why."""
+
+
+@dataclasses.dataclass
+class _Running:
+    trial: Trial
+    process: Any
+    reports: multiprocessing.connection.Connection
+    line: Line
+    failure: str | None = None
+
+
+def carry_out(
+    trials: Sequence[Trial], run: FinishedRun, jobs: int, log: pathlib.Path, lines: Lines
+) -> None:
+    """Trains what isn't finished, `jobs` at a time, in their order.
+
+    A trial waits while another makes the pre-training that they share. Each process takes an even
+    share of the cores.
+
+    Args:
+      log: file that the processes write their output and logs to.
+
+    Raises:
+      TrialError: one failed; the others were stopped, and the same call goes on from there.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    waiting = [trial for trial in trials if not trial.finished]
+    clock = _Clock(len(waiting))
+    running: list[_Running] = []
+    with _stopped_at_the_end(running):
+        while waiting or running:
+            while len(running) < jobs and (trial := _next(waiting, running)):
+                waiting.remove(trial)
+                running.append(_start(trial, run, threads, log, lines.open(clock.name(trial))))
+            for one in _reported(running):
+                if not _ended(one):
+                    continue
+                running.remove(one)
+                if one.failure:
+                    raise TrialError(f"{_name(one.trial)}: {one.failure}")
+                clock.tick()
+
+
+def _next(waiting: Sequence[Trial], running: Sequence[_Running]) -> Trial | None:
+    """The first whose pre-training nobody is making."""
+    busy = {one.trial.pretraining for one in running if not one.trial.pretrained}
+    return next((trial for trial in waiting if trial.pretraining not in busy), None)
+
+
+def _start(trial: Trial, run: FinishedRun, threads: int, log: pathlib.Path, line: Line) -> _Running:
+    reports, its_end = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_train, args=(trial, run, threads, log, its_end))
+    process.start()
+    its_end.close()
+    return _Running(trial, process, reports, line)
+
+
+def _reported(running: Sequence[_Running]) -> list[_Running]:
+    """Those with something to read, after a wait."""
+    ready = multiprocessing.connection.wait([one.reports for one in running], _LOOK_SECONDS)
+    return [one for one in running if one.reports in ready]
+
+
+def _ended(one: _Running) -> bool:
+    """Shows its report; True once the process is gone."""
+    try:
+        report = one.reports.recv()
+    except EOFError:
+        one.process.join()
+        if not one.failure and not one.trial.finished:
+            one.failure = f"its process was ended from outside (exit code {one.process.exitcode})"
+        one.line.end("FAILED" if one.failure else "done")
+        return True
+    if isinstance(report, str):
+        one.failure = report
+    else:
+        one.line.progress(*report)
+    return False
+
+
+@contextlib.contextmanager
+def _stopped_at_the_end(running: list[_Running]) -> Iterator[None]:
+    """Whatever ends the context, what still runs saves and stops."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.join()
+            one.line.end("stopped")
+
+
+class _Clock:
+    """What is left, by how long it took so far."""
+
+    def __init__(self, num_trials: int):
+        self._num_trials = num_trials
+        self._started, self._opened, self._done = time.monotonic(), 0, 0
+
+    def tick(self) -> None:
+        self._done += 1
+
+    def name(self, trial: Trial) -> str:
+        """Of the next trial's line."""
+        self._opened += 1
+        name = f"{self._opened} of {self._num_trials}: {_name(trial)}"
+        if not self._done:
+            return name
+        seconds = (time.monotonic() - self._started) / self._done * (self._num_trials - self._done)
+        return name + (f" ({seconds / 60:.0f} min left)" if seconds >= 90 else " (a minute left)")
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.model}, seed {trial.seed}"
+
+
+# In a trial's own process --------------------------------------------------------------------
+
+
+class _Reports(logging.Handler):
+    """Progress, to the process that shows it."""
+
+    def __init__(self, pipe: multiprocessing.connection.Connection):
+        super().__init__(logging.INFO)
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._pipe.send((record.getMessage(), getattr(record, "fraction", None)))
+
+
+def _train(
+    trial: Trial,
+    run: FinishedRun,
+    threads: int,
+    log: pathlib.Path,
+    pipe: multiprocessing.connection.Connection,
+) -> None:
+    os.setsid()  # Ctrl-C is the parent's, which then asks us to stop: asked twice, we'd not save
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    with quiet.redirected(log):
+        import tensorflow as tf
+
+        from tfx_pipeline.comparison import trials
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        logging.getLogger(LOGGER).addHandler(_Reports(pipe))
+        try:
+            trials.carry_out(trial, run)
+        except KeyboardInterrupt:
+            pass  # told to stop, it has saved
+        except BaseException as error:
+            logging.exception("%s", _name(trial))
+            pipe.send(quiet.reason(error))
+
+
+def _end_with_the_parent() -> None:
+    """Nobody else may train in this folder as long as we live."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
