@@ -151,6 +151,10 @@ class Model(Strict):
     heads: Heads | None = None
     """What stands between H and the tasks' logits; the architecture's own unless given."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
+    pooling: Literal["max", "mean", "max_mean"] | None = None
+    """How an encoder's layers become H: of each dimension the maximum over the events (SuperMoE
+    eq. 8), their mean, or the one for half of H and the other for the rest; the architecture's own
+    unless given."""
     num_blocks: Annotated[int, pydantic.Field(ge=1)] = 2
     num_heads: Annotated[int, pydantic.Field(ge=1)] = 4
     num_experts: Annotated[int, pydantic.Field(ge=1)] = 4

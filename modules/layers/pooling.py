@@ -1,4 +1,4 @@
-"""From the events a target sees to the user representation H. Eq. 8: their maximum."""
+"""From the events a target sees to the user representation H. SuperMoE's eq. 8: their maximum."""
 
 from __future__ import annotations
 
@@ -122,7 +122,30 @@ def ends(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
     return h_BLD[:, 0] + last(h_BLD, mask_BL)
 
 
+def _halves(first: Pooling, second: Pooling) -> Pooling:
+    """One way for the first half of H's dimensions, another for the others."""
+
+    def whole(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+        one, two = _cut(h_BLD)
+        return tf.concat([first.whole(one, mask_BL), second.whole(two, mask_BL)], axis=-1)
+
+    def prefixes(h_BLD: tf.Tensor, mask_BL: tf.Tensor) -> tf.Tensor:
+        one, two = _cut(h_BLD)
+        return tf.concat([first.prefixes(one, mask_BL), second.prefixes(two, mask_BL)], axis=-1)
+
+    return Pooling(whole, prefixes)
+
+
+def _cut(h_BLD: tf.Tensor) -> list[tf.Tensor]:
+    half = h_BLD.shape[-1] // 2
+    return tf.split(h_BLD, [half, h_BLD.shape[-1] - half], axis=-1)
+
+
 MAX = Pooling(max_pool, running_max)
 MEAN = Pooling(mean_pool, running_mean)
 LAST = Pooling(last, lambda h_BLD, mask_BL: h_BLD)
 ENDS = Pooling(ends, lambda h_BLD, mask_BL: h_BLD[:, :1] + h_BLD)
+MAX_MEAN = _halves(MAX, MEAN)
+"""Whether something happened, and how much of what did."""
+POOLINGS = {"max": MAX, "mean": MEAN, "max_mean": MAX_MEAN}
+"""What `model.pooling` names."""

@@ -13,7 +13,7 @@ from modules.layers.adapter import Patch, with_patches
 from modules.layers.norm import layer_norm
 from modules.layers.pooling import MAX, Pooling
 from modules.layers.transformer_block import TransformerBlock
-from modules.models.encoder import Encoded
+from modules.models.encoder import Encoded, pooling_of
 from modules.models.sequence_input import SequenceInput
 from modules.models.tables import Tables
 
@@ -23,7 +23,7 @@ class Bert(keras.layers.Layer):
 
     def __init__(self, spec: Spec, tables: Tables, pooling: Pooling = MAX, name: str = "encoder"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
-        self.pooling = pooling
+        self.pooling = pooling_of(spec, pooling)
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
         self._input = SequenceInput(spec, tables)

@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 import tensorflow as tf
 import tf_keras as keras
 
+from data.spec import Spec
 from modules.features import Batch
 from modules.layers.adapter import Patch
-from modules.layers.pooling import Pooling
+from modules.layers.pooling import POOLINGS, Pooling
 
 
 class Encoded(NamedTuple):
@@ -46,6 +47,11 @@ class Encoder(Protocol):
     trainable: bool
 
     def __call__(self, batch: Batch, training: bool = False) -> Encoded: ...
+
+
+def pooling_of(spec: Spec, own: Pooling) -> Pooling:
+    """What the spec asks for, else the encoder's own."""
+    return POOLINGS[spec.model.pooling] if spec.model.pooling else own
 
 
 class LayeredEncoder(Encoder, Protocol):

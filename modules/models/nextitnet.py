@@ -12,7 +12,7 @@ from modules.features import Batch
 from modules.layers.adapter import Patch, with_patches
 from modules.layers.dilated_convolution import DilatedResidualBlock
 from modules.layers.pooling import ENDS, LAST
-from modules.models.encoder import Encoded
+from modules.models.encoder import Encoded, pooling_of
 from modules.models.sequence_input import SequenceInput
 from modules.models.tables import Tables
 
@@ -29,7 +29,7 @@ class NextItNet(keras.layers.Layer):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
         sizes = spec.model
         causal = spec.sequence.targets == "causal"
-        self.pooling = LAST if causal else ENDS
+        self.pooling = pooling_of(spec, LAST if causal else ENDS)
         self._input = SequenceInput(spec, tables)
         dilations = [sizes.dilations[i % len(sizes.dilations)] for i in range(2 * sizes.num_blocks)]
         self.blocks = [

@@ -13,18 +13,18 @@ from modules.layers.adapter import Patch, with_patches
 from modules.layers.block import MoETransformerBlock
 from modules.layers.norm import layer_norm
 from modules.layers.pooling import MAX
-from modules.models.encoder import Encoded
+from modules.models.encoder import Encoded, pooling_of
 from modules.models.sequence_input import SequenceInput
 from modules.models.tables import Tables
 
 
 class SuperMoE(keras.layers.Layer):
-    """Eq. 7: blocks of MoE-MSA and two MoE-FFNs; H is the maximum over h_o (eq. 8)."""
-
-    pooling = MAX
+    """Eq. 7: blocks of MoE-MSA and two MoE-FFNs; H is the maximum over h_o (eq. 8)
+    unless `model.pooling` says otherwise."""
 
     def __init__(self, spec: Spec, tables: Tables, name: str = "encoder"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.
+        self.pooling = pooling_of(spec, MAX)
         sizes = spec.model
         self._causal = spec.sequence.targets == "causal"
         self._input = SequenceInput(spec, tables)

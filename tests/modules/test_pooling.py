@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from modules.layers.pooling import LAST, MAX, MEAN
+from modules.layers.pooling import LAST, MAX, MAX_MEAN, MEAN
 
 REFERENCE = {
     "max": (MAX, lambda h: h.max(0)),
     "mean": (MEAN, lambda h: h.mean(0)),
+    "max_mean": (MAX_MEAN, lambda h: np.concatenate([h.max(0)[:2], h.mean(0)[2:]])),
     "last": (LAST, lambda h: h[-1]),
 }
 LENGTHS = [1, 4, 6]
