@@ -259,6 +259,14 @@ def _ranking_has_negatives(spec: Spec) -> None:
             )
 
 
+def _layers_become_h(spec: Spec) -> None:
+    if spec.model.pooling and spec.model.architecture not in LAYERED:
+        raise ValueError(
+            "model: 'pooling' is of an encoder in layers: one of"
+            f" {', '.join(sorted(LAYERED))}, not {spec.model.architecture}"
+        )
+
+
 def _tasks_can_be_added(spec: Spec) -> None:
     if not spec.model.added_tasks:
         return
@@ -368,6 +376,7 @@ _RULES = (
     _knowledge_is_of_candidates,
     _domain_is_of_candidates,
     _ranking_has_negatives,
+    _layers_become_h,
     _tasks_can_be_added,
     _pairs_can_be_ranked,
     _phases_are_possible,

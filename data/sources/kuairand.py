@@ -5,8 +5,10 @@ The folder holds `log_standard_*_pure.csv` (all of them are read), `user_feature
 `user_history_before_4_25.parquet`: a user's earlier exposures in order, without times. Those
 are history, never targets.
 
-Derived columns: `hour` (of `hourmin`, as text) and `watch_ratio` (`play_time_ms` /
-`duration_ms`; null where the duration is 0).
+Derived columns: `hour` (of `hourmin`, as text), `watch_ratio` (`play_time_ms` / `duration_ms`;
+null where the duration is 0), and what those earlier exposures say of a video: `video_exposures`,
+`video_like_share` and `video_long_view_share` (null without them). They are known before any
+impression, but not before the exposures they are counted from: no channels of a history.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from data.spec import Spec
 
 HISTORY = "user_history_before_4_25.parquet"
 DERIVED = {"hour": "hourmin", "watch_ratio": "play_time_ms"}
+COUNTED = ("video_exposures", "video_like_share", "video_long_view_share")
 TAG_SEPARATOR = ","
 
 
@@ -57,13 +60,19 @@ def find(spec: Spec, data_root: str) -> tuple[File, ...]:
     for log in logs:
         present = [*delimited.header(log), *video_columns]
         derived = [name for name, source in DERIVED.items() if source in present]
-        require_columns(log, [*present, *derived], event_columns(spec))
+        require_columns(log, [*present, *derived, *COUNTED], event_columns(spec))
+    for channel in spec.scope("sequence"):
+        if channel.source_column in COUNTED:
+            raise SourceError(
+                f"{folder}: sequence channel {channel.name!r} reads {channel.source_column}, which"
+                " counts the history's own events; it is for candidates"
+            )
     require_columns(users[0], delimited.header(users[0]), user_columns(spec))
 
     files = [File(users[0], "users", 0)]
-    if (folder / HISTORY).exists():
-        files.append(File(str(folder / HISTORY), "history", 1, (logs[0], videos[0])))
-    files += [File(log, "events", 2 + i, (videos[0],)) for i, log in enumerate(logs)]
+    history = [str(folder / HISTORY)] if (folder / HISTORY).exists() else []
+    files += [File(path, "history", 1, (logs[0], videos[0])) for path in history]
+    files += [File(log, "events", 2 + i, (videos[0], *history)) for i, log in enumerate(logs)]
     return tuple(files)
 
 
@@ -76,7 +85,8 @@ def read(file: File, spec: Spec) -> Iterator[Chunk]:
     else:
         for chunk in delimited.read_csv(file.path, TAG_SEPARATOR):
             table, malformed = _derive(chunk.table)
-            table = left_join(table, _videos(file.joined[-1]), "video_id")
+            table = left_join(table, _videos(file.joined[0]), "video_id")
+            table = left_join(table, _counts(*file.joined[1:]), "video_id")
             problems = (*chunk.problems, *malformed)
             yield dataclasses.replace(chunk, table=table, problems=problems)
 
@@ -108,19 +118,37 @@ def _videos(path: str) -> pa.Table:
     return pa.concat_tables([chunk.table for chunk in delimited.read_csv(path)])
 
 
+@functools.lru_cache(maxsize=1)
+def _counts(history: str | None = None) -> pa.Table:
+    """`COUNTED` of each video that the history's exposures hold."""
+    names = ["video_id", *COUNTED]
+    if history is None:
+        return pa.table({name: pa.array([], pa.string()) for name in names})
+    parts = []
+    for batch in _history_batches(history):
+        user, video = _exposures(batch, "watch_seq")
+        liked, viewed = (
+            _member(user, video, batch, name) for name in ("like_seq", "long_watch_seq")
+        )
+        parts.append(pa.table([video, np.ones(len(video)), liked, viewed], names))
+    found = pa.concat_tables(parts).group_by("video_id")
+    found = found.aggregate([(COUNTED[0], "count"), *((name, "mean") for name in COUNTED[1:])])
+    order = ["video_id", f"{COUNTED[0]}_count", *(f"{name}_mean" for name in COUNTED[1:])]
+    return pa.table([found[name].cast(pa.string()) for name in order], names)
+
+
 def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
     """`is_like` and `long_view` by membership; what history doesn't tell stays null."""
     log, videos = file.joined
-    other = [*delimited.header(log), *DERIVED]
-    columns = ["user_id", "watch_seq", "like_seq", "long_watch_seq"]
+    other = [*delimited.header(log), *DERIVED, *COUNTED]
     first = 1
-    for batch in pyarrow.parquet.ParquetFile(file.path).iter_batches(columns=columns):
+    for batch in _history_batches(file.path):
         user, video = _exposures(batch, "watch_seq")
         known = {
             "user_id": batch["user_id"].take(pa.array(user)).cast(pa.string()),
             "video_id": pa.array(video).cast(pa.string()),
-            "is_like": _member(user, video, batch, "like_seq"),
-            "long_view": _member(user, video, batch, "long_watch_seq"),
+            "is_like": _text(_member(user, video, batch, "like_seq")),
+            "long_view": _text(_member(user, video, batch, "long_watch_seq")),
         }
         nulls = pa.nulls(len(video), pa.string())
         table = pa.table({**dict.fromkeys(other, nulls), **known})
@@ -130,6 +158,11 @@ def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
         first += len(video)
 
 
+def _history_batches(path: str) -> Iterator[pa.RecordBatch]:
+    columns = ["user_id", "watch_seq", "like_seq", "long_watch_seq"]
+    return pyarrow.parquet.ParquetFile(path).iter_batches(columns=columns)
+
+
 def _exposures(batch: pa.RecordBatch, column: str) -> tuple[np.ndarray, np.ndarray]:
     lists = batch[column]
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
@@ -137,7 +170,11 @@ def _exposures(batch: pa.RecordBatch, column: str) -> tuple[np.ndarray, np.ndarr
     return user, lists.flatten().to_numpy()
 
 
-def _member(user: np.ndarray, video: np.ndarray, batch: pa.RecordBatch, column: str) -> pa.Array:
+def _member(user: np.ndarray, video: np.ndarray, batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """int8 [exposures]: whether the user's list of that name has the video."""
     others, members = _exposures(batch, column)
-    member = np.isin((user << 40) + video, (others << 40) + members)
-    return pa.array(member.astype(np.int8)).cast(pa.string())
+    return np.isin((user << 40) + video, (others << 40) + members).astype(np.int8)
+
+
+def _text(values: np.ndarray) -> pa.Array:
+    return pa.array(values).cast(pa.string())

@@ -14,6 +14,7 @@ import pytest
 from data import events, sources
 from data.columns import IDENTITY, ORDER, SourceError, event_columns, user_columns
 from data.identity import row_identity
+from data.sources.kuairand import COUNTED
 from data.spec import Spec, load_spec, parse_spec
 from tests.data.small import EVENT_TYPES, USER_TYPES, raw_table, small_spec
 
@@ -455,6 +456,25 @@ def test_kuairand_history_is_never_a_target(kuairand):
     assert [r["author_id:int"] for r in rows] == [8, 7, 8]
     orders = table[ORDER].to_numpy()
     assert (np.diff(orders) > 0).all()
+
+
+def test_kuairand_counts_what_earlier_exposures_say_of_a_video(kuairand):
+    spec = load_spec("kuairand_pure")
+    names = [f"{name}:dense" for name in COUNTED]
+    table, _ = read_all(spec, kuairand)
+    assert table.select(names).to_pylist() == [dict.fromkeys(names)] * 2
+    history = {"user_id": [0, 5], "watch_seq": [[11, 10, 11], [11]], "like_seq": [[10], [11]],
+               "long_watch_seq": [[11], []]}  # fmt: skip
+    pyarrow.parquet.write_table(pa.table(history), kuairand / "user_history_before_4_25.parquet")
+    table, _ = read_all(spec, kuairand)
+    *_, first, second = table.select(names).to_pylist()
+    assert list(first.values()) == [1, 1.0, 0.0]
+    assert list(second.values()) == pytest.approx([3, 1 / 3, 2 / 3])
+    raw = spec.model_dump(mode="json")
+    seen = {"name": "seen", "scope": "sequence", "kind": "dense", "column": "video_exposures"}
+    raw["channels"].append(seen)
+    with pytest.raises(SourceError, match="'seen' reads video_exposures, which counts the history"):
+        sources.find(parse_spec(raw), str(kuairand))
 
 
 def test_kuairand_without_its_files(tmp_path):

@@ -160,6 +160,13 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_with_two_optimizers(), "give both phases one 'table_optimizer'"),
         (_finetuned(tune="adapters"), "'tune: adapters' and 'adapters' go together"),
         (_finetuned(**_adapters() | {"tune": "all"}), "'tune: adapters' and 'adapters' go tog"),
+        (
+            _changed(
+                model={"architecture": "mmoe", "pooling": "max"},
+                training={"pretrain": {"epochs": 0}},
+            ),
+            "'pooling' is of an encoder in layers: one of aetn, bert, nextitnet, supermoe, not m",
+        ),
         (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
         (
             _finetuned("bert", **_adapters(insertion="serial_after")),

@@ -442,12 +442,13 @@ def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
 def test_a_run_of_its_own_kind_compares_with_any_model():
     """What only pre-trained or served models have isn't asked of others."""
     raw = BASE.model_dump(mode="json")
-    raw["model"]["added_tasks"] = True
+    raw["model"] |= {"added_tasks": True, "pooling": "max_mean"}
     raw["training"]["finetune"]["pretraining_weight"] = 0.5
     base = parse_spec(raw)
     found = variants("supermoe,mmoe", is_pretrained=lambda word: word != "mmoe", base=base)
     assert [v.spec.training.finetune.pretraining_weight for v in found] == [0.5, 0.0]
     assert not any(v.spec.model.added_tasks for v in found)
+    assert [v.spec.model.pooling for v in found] == ["max_mean", None]
 
 
 def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):

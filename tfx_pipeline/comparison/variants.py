@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from absl import flags
 
+from data.architectures import LAYERED
 from data.spec import Model, Spec, SpecError, parse_spec
 
 _COMMA = re.compile(r",(?![^\[]*\])")
 """Not within a list."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _ARCHITECTURE = "model.architecture"
+_POOLING = "model.pooling"
 _PRETRAINING = "training.pretrain.epochs"
 _JOINT_PRETRAINING = "training.finetune.pretraining_weight"
 _FREE = {
@@ -132,6 +134,8 @@ def _changed(
         except KeyError as error:
             raise SpecError(f"{where}: {key}: {error.args[0]}") from None
     word = raw["model"]["architecture"]
+    if word not in LAYERED and _POOLING not in changes:
+        _set(raw, _POOLING.split("."), None)
     if word in get_args(Model.model_fields["architecture"].annotation) and not is_pretrained(word):
         if changes.get(_PRETRAINING):
             raise flags.Error(f"{where}: {word} has no pre-training; leave out {_PRETRAINING}")
