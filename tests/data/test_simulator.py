@@ -43,6 +43,13 @@ def test_spec_file_is_what_the_generator_gives():
     assert yaml.safe_load(path.read_text()) == simulator.simulator_spec()
 
 
+def test_few_labels_is_the_simulators_spec_with_another_model_and_training():
+    root = pathlib.Path(simulator.__file__).parents[2]
+    few_labels = load_spec(root / "benchmarks" / "quality" / "few_labels.yaml")
+    own = {"name", "model", "training"}
+    assert few_labels.model_dump(exclude=own) == load_spec("simulator").model_dump(exclude=own)
+
+
 def test_columns_are_those_the_spec_reads(events, users):
     spec = load_spec("simulator")
     per_event = {c.source_column for c in spec.channels if c.scope != "context"} - {"$interval"}
