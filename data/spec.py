@@ -4,9 +4,9 @@ Everything else is derived from it: the TFMD schema, the preprocessing function,
 model's inputs and heads, the evaluation config, the serving signatures and the typed
 client. Nobody writes a channel's name twice.
 
-This module is imported everywhere and imports nothing of ours but its own parts: channels, the
-architectures' words and the rules across sections. `load_spec` is the way in; it raises
-`SpecError` with the path of every bad key.
+This module is imported everywhere and imports nothing of ours but its own parts: strict sections,
+channels, the architectures' words and the rules across sections. `load_spec` is the way in; it
+raises `SpecError` with the path of every bad key.
 """
 
 from __future__ import annotations
@@ -196,6 +196,12 @@ class Model(Strict):
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _halves_of_h(self) -> Model:
+        if self.pooling == "max_mean" and self.hidden_dim < 2:
+            raise ValueError("pooling max_mean halves H: 'hidden_dim' must be at least 2")
         return self
 
     @pydantic.model_validator(mode="after")

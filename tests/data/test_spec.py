@@ -167,6 +167,10 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             ),
             "'pooling' is of an encoder in layers: one of aetn, bert, nextitnet, supermoe, not m",
         ),
+        (
+            _changed(model={"hidden_dim": 1, "num_heads": 1, "pooling": "max_mean"}),
+            "model: pooling max_mean halves H: 'hidden_dim' must be at least 2",
+        ),
         (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
         (
             _finetuned("bert", **_adapters(insertion="serial_after")),
