@@ -28,8 +28,8 @@ Architecture = Literal[
 Heads = Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm"]
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
-"""Architectures whose encoder takes adapters and added tasks, and can be tuned by its last layers
-only."""
+"""Architectures whose encoder takes adapters, added tasks and a `pooling`, and can be tuned by its
+last layers only."""
 TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
 """Architectures with a network for each of `domain`'s two."""
 OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS

@@ -5,11 +5,12 @@ The folder holds `log_standard_*_pure.csv` (all of them are read), `user_feature
 `user_history_before_4_25.parquet`: a user's earlier exposures in order, without times. Those
 are history, never targets.
 
-Derived columns: `hour` (of `hourmin`, as text), `watch_ratio` (`play_time_ms` / `duration_ms`;
-null where the duration is 0), and what those earlier exposures say of a video: `video_exposures`,
-`video_like_share` and `video_long_view_share` (null for a video without any, and for all where that file isn't there). A video's exposures
-in the history are before 25 April but for those that a user had just then, so it goes with logs
-that begin there; and what counts a history's own events is no channel of that history.
+Derived columns: `hour` (of `hourmin`, as text), `watch_ratio` (`play_time_ms` / `duration_ms`; null
+where the duration is 0), and what those earlier exposures say of a video: `video_exposures`,
+`video_like_share` and `video_long_view_share` (null for a video without any, and for all where that
+file isn't there). A video's exposures in the history are before 25 April but for those that a user
+had just then, so it goes with logs that begin there; and what counts a history's own events is no
+channel of that history.
 """
 
 from __future__ import annotations

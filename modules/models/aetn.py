@@ -12,7 +12,8 @@ from modules.models.tables import Tables
 
 
 def aetn(spec: Spec, tables: Tables) -> Bert:
-    """A dense transformer and the mean of its output, pre-trained by `DenoisingAutoencoder`.
+    """A dense transformer and the mean of its output unless `model.pooling` says otherwise,
+    pre-trained by `DenoisingAutoencoder`.
 
     Simplified: the paper has three inputs, the apps a user keeps (a bag with an autoencoder of
     its own), installs and uninstalls (sequences with an encoder each), and decodes the sequences
