@@ -76,7 +76,7 @@ class Line:
         now = time.monotonic()
         if self._live.disable and now - self._last_plain > _PLAIN_SECONDS:
             self._last_plain = now
-            self._console.print(f"    {message}", markup=False)
+            self._console.print(f"    {self._name}: {message}", markup=False)
 
     def end(self, state: State) -> None:
         seconds = time.monotonic() - self._started

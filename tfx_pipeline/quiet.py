@@ -44,7 +44,7 @@ def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s",
         force=True,
     )
     absl.logging.set_verbosity(absl.logging.INFO)

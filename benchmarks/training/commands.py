@@ -14,7 +14,7 @@ from modules.training.cluster.config import (
     parse_cluster,
     task_from_environment,
 )
-from modules.training.cluster.server import die_with_parent
+from modules.training.cluster.orphans import die_with_parent
 
 
 class Commands:

@@ -25,7 +25,7 @@ from modules.training.cluster.config import (
     ClusterTask,
     task_from_environment,
 )
-from modules.training.cluster.server import die_with_parent
+from modules.training.cluster.orphans import die_with_parent
 
 _FAILED, _USAGE_ERROR = 1, 2
 

@@ -91,7 +91,7 @@ def test_an_alone_server_waits_for_nobody_and_its_port_is_its_own(tmp_path):
 
 def test_a_server_can_die_with_its_parent():
     child = (
-        "import time; from modules.training.cluster.server import die_with_parent;"
+        "import time; from modules.training.cluster.orphans import die_with_parent;"
         "die_with_parent(); print('tied', flush=True); time.sleep(600)"
     )
     parent = (

@@ -80,10 +80,10 @@ def test_progress_without_a_terminal_is_rare(written, monkeypatch):
             now[0] = float(second)
             progress.info("step %d/100", second, extra={"fraction": second / 100})
     assert _words(written) == [
-        ["step", "21/100"],
-        ["step", "42/100"],
-        ["step", "63/100"],
-        ["step", "84/100"],
+        ["Finetune:", "step", "21/100"],
+        ["Finetune:", "step", "42/100"],
+        ["Finetune:", "step", "63/100"],
+        ["Finetune:", "step", "84/100"],
         ["Finetune", "done", "99.0", "s"],
     ]
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tfx_pipeline.report.comparison import Comparison
 
 FLAGS = flags.FlagValues()
-_CORES = len(os.sched_getaffinity(0))
 flags.DEFINE_string("run", "runs/simulator", "Folder of the finished run.", flag_values=FLAGS)
 flags.DEFINE_string("models", "supermoe,bert", "The models, as above.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each model.", flag_values=FLAGS)
@@ -44,7 +43,7 @@ flags.DEFINE_integer(
     "pretrain_epochs", None, "Of pre-training, likewise; 0: none.", 0, flag_values=FLAGS
 )
 flags.DEFINE_integer(
-    "jobs", _CORES, "Trainings at a time; the cores are shared out.", 1, flag_values=FLAGS
+    "jobs", None, "Trainings at a time (default: one a core).", 1, flag_values=FLAGS
 )
 flags.DEFINE_string(
     "reference", "", "The model others are tested against; the first.", flag_values=FLAGS
@@ -74,7 +73,8 @@ def main(values: flags.FlagValues) -> int:
         if before:
             console.print(f"  {before} of {len(every)} trainings were made before", markup=False)
         with Lines(console) as lines:
-            side_by_side.carry_out(every, run, values.jobs, layout.log, lines)
+            jobs = values.jobs or len(os.sched_getaffinity(0))
+            side_by_side.carry_out(every, run, jobs, layout.log, lines)
         command = f"python -m tfx_pipeline {shlex.join(sys.argv[1:])}"
         comparison = page_of(every, variants, reference, run, command)
         _write(page, comparison)

@@ -32,7 +32,7 @@ class Meter(logging.Handler):
     def __init__(self, path: pathlib.Path):
         super().__init__(logging.INFO)
         self._path = path
-        self._before = json.loads(path.read_text())["cpu_seconds"] if path.exists() else 0.0
+        self._before = cpu_seconds(path) if path.exists() else 0.0
         self._started = time.process_time()
         self._written = time.monotonic()
 
@@ -57,6 +57,11 @@ class Meter(logging.Handler):
         new.write_text(json.dumps({"cpu_seconds": self.cpu_seconds}))
         new.replace(self._path)
         self._written = time.monotonic()
+
+
+def cpu_seconds(path: pathlib.Path) -> float:
+    """What a meter has counted."""
+    return json.loads(path.read_text())["cpu_seconds"]
 
 
 def steps_of(folders: Sequence[pathlib.Path]) -> dict[str, int]:

@@ -108,7 +108,7 @@ def _made(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
 
 def _machine(outcome: Outcome) -> str:
     threads = {0: "all cores", 1: "one thread"}.get(outcome.threads, f"{outcome.threads} threads")
-    return f"{outcome.machine}, {threads} a training"
+    return f"{outcome.machine}, {threads} an operation"
 
 
 def _figures(

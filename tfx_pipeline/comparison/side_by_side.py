@@ -13,12 +13,16 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
-import threading
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import tensorflow as tf
+
+from modules.training.cluster.orphans import die_with_parent
 from tfx_pipeline import quiet
+from tfx_pipeline.comparison import trials as trials_lib
 from tfx_pipeline.comparison.finished_run import FinishedRun
 from tfx_pipeline.comparison.trials import Trial
 from tfx_pipeline.progress import LOGGER, Line, Lines
@@ -47,7 +51,7 @@ def carry_out(
     """Trains what isn't finished, `jobs` at a time, in their order.
 
     A trial waits while another makes the pre-training that they share. Each process takes an even
-    share of the cores.
+    share of the cores. SIGTERM stops as Ctrl-C does: what trains is saved first.
 
     Args:
       log: file that the processes write their output and logs to.
@@ -55,8 +59,9 @@ def carry_out(
     Raises:
       TrialError: one failed; the others were stopped, and the same call goes on from there.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     waiting = [trial for trial in trials if not trial.finished]
+    jobs = max(1, min(jobs, len(waiting)))
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     clock = _Clock(len(waiting))
     running: list[_Running] = []
     with _stopped_at_the_end(running):
@@ -81,7 +86,8 @@ def _next(waiting: Sequence[Trial], running: Sequence[_Running]) -> Trial | None
 
 def _start(trial: Trial, run: FinishedRun, threads: int, log: pathlib.Path, line: Line) -> _Running:
     reports, its_end = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_train, args=(trial, run, threads, log, its_end))
+    arguments = trial, run, threads, log, its_end
+    process = _PROCESSES.Process(target=_train, args=arguments, name=_name(trial), daemon=True)
     process.start()
     its_end.close()
     return _Running(trial, process, reports, line)
@@ -100,7 +106,8 @@ def _ended(one: _Running) -> bool:
     except EOFError:
         one.process.join()
         if not one.failure and not one.trial.finished:
-            one.failure = f"its process was ended from outside (exit code {one.process.exitcode})"
+            code = one.process.exitcode
+            one.failure = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         one.line.end("FAILED" if one.failure else "done")
         return True
     if isinstance(report, str):
@@ -113,14 +120,24 @@ def _ended(one: _Running) -> bool:
 @contextlib.contextmanager
 def _stopped_at_the_end(running: list[_Running]) -> Iterator[None]:
     """Whatever ends the context, what still runs saves and stops."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for one in running:
             one.process.terminate()
         for one in running:
+            _read_to_the_end(one)
             one.process.join()
             one.line.end("stopped")
+
+
+def _read_to_the_end(one: _Running) -> None:
+    """Or it might wait for ever for room in the pipe."""
+    with contextlib.suppress(EOFError):
+        while True:
+            one.reports.recv()
 
 
 class _Clock:
@@ -158,7 +175,8 @@ class _Reports(logging.Handler):
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._pipe.send((record.getMessage(), getattr(record, "fraction", None)))
+        with contextlib.suppress(OSError):  # nobody is there any more to show it
+            self._pipe.send((record.getMessage(), getattr(record, "fraction", None)))
 
 
 def _train(
@@ -168,27 +186,19 @@ def _train(
     log: pathlib.Path,
     pipe: multiprocessing.connection.Connection,
 ) -> None:
+    parent = multiprocessing.parent_process()
+    # Or a second call would train in the same folder beside us.
+    die_with_parent(parent.pid if parent else None)
     os.setsid()  # Ctrl-C is the parent's, which then asks us to stop: asked twice, we'd not save
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with quiet.redirected(log):
-        import tensorflow as tf
-
-        from tfx_pipeline.comparison import trials
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        logging.getLogger(LOGGER).addHandler(_Reports(pipe))
         try:
-            trials.carry_out(trial, run)
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            for gpu in tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.set_memory_growth(gpu, True)  # it is the others' too
+            logging.getLogger(LOGGER).addHandler(_Reports(pipe))
+            trials_lib.carry_out(trial, run)
         except KeyboardInterrupt:
             pass  # told to stop, it has saved
         except BaseException as error:
             logging.exception("%s", _name(trial))
             pipe.send(quiet.reason(error))
-
-
-def _end_with_the_parent() -> None:
-    """Nobody else may train in this folder as long as we live."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -152,8 +152,9 @@ def cost_table(models: Sequence[str], outcomes: Mapping[str, Sequence[Outcome]])
         rows.append([Cell(text) for text in texts])
     note = (
         "Active: parameters outside tables that a token meets. Tuned: those that fine-tuning has a"
-        " gradient for. CPU seconds are this process's over both phases, with the evaluations for"
-        " the training curves; a step is fine-tuning's, in wall time."
+        " gradient for. CPU seconds are its process's over both phases, with the evaluations for"
+        " the training curves; a step is fine-tuning's, in wall time, beside what else the machine"
+        " trained."
     )
     return Table("Cost", header, rows, note)
 

@@ -123,15 +123,12 @@ def carry_out(trial: Trial, run: FinishedRun) -> None:
     """Trains, predicts and keeps; where an earlier call was killed, it goes on."""
     size = cost.size_of(trial.spec, run.transform_graph)  # first: it builds the model, in seconds
     trial.folder.mkdir(parents=True, exist_ok=True)
-    cpu_seconds, pretrained_model = 0.0, None
-    if trial.pretraining:
-        trial.pretraining.mkdir(parents=True, exist_ok=True)
-        with cost.Meter(trial.pretraining / _CPU) as meter:
-            pretrained_model = training.pretrained(run, trial.spec, trial.pretraining)
-        cpu_seconds += meter.cpu_seconds
+    pretrained_model = _pretrained(trial, run) if trial.pretraining else None
     with cost.Meter(trial.folder / _CPU) as meter:
         training.fine_tuned(run, trial.spec, trial.folder, pretrained_model)
-    cpu_seconds += meter.cpu_seconds
+    cpu_seconds = meter.cpu_seconds
+    if trial.pretraining:
+        cpu_seconds += cost.cpu_seconds(trial.pretraining / _CPU)
     found = predictions.predict(training.model_of(trial.folder), run.instances, trial.spec)
     predictions.write(found, trial.folder / _PREDICTIONS)
     outcome: dict[str, Any] = {
@@ -145,6 +142,16 @@ def carry_out(trial: Trial, run: FinishedRun) -> None:
     partial = trial.folder / f"{_OUTCOME}.new"
     partial.write_text(json.dumps(outcome, indent=1))
     partial.replace(trial.folder / _OUTCOME)  # only now it is finished
+
+
+def _pretrained(trial: Trial, run: FinishedRun) -> pathlib.Path:
+    """The folder of its model, made if it isn't there."""
+    assert trial.pretraining is not None
+    if trial.pretrained:  # others that share it may be reading what it took just now
+        return training.pretrained(run, trial.spec, trial.pretraining)
+    trial.pretraining.mkdir(parents=True, exist_ok=True)
+    with cost.Meter(trial.pretraining / _CPU):
+        return training.pretrained(run, trial.spec, trial.pretraining)
 
 
 def outcome_of(trial: Trial) -> Outcome:

@@ -8,7 +8,6 @@ process. Private networks only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -21,11 +20,11 @@ from modules.training.cluster.config import (
     ClusterTask,
     task_from_environment,
 )
+from modules.training.cluster.orphans import die_with_parent
 
 MIN_INTER_OP = 4
 """With fewer threads two servers can wait for each other's ops for ever (seen on two cores)."""
 TERMINATED = 128 + signal.SIGTERM
-_PR_SET_PDEATHSIG = 1
 _USAGE_ERROR = 2
 
 
@@ -39,16 +38,6 @@ def server_arguments(cluster: Cluster) -> list[str]:
     if cluster.threads.inter_op:
         arguments.append(f"--inter_op={cluster.threads.inter_op}")
     return arguments
-
-
-def die_with_parent() -> None:
-    """Has the kernel kill this process once the thread that started it is gone (Linux)."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the call took effect
-        sys.exit(TERMINATED)
 
 
 def serve(task: ClusterTask, *, alone: bool, intra_op: int, inter_op: int, linger: int) -> None:
