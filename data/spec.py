@@ -238,10 +238,12 @@ class ItemAttributes(Strict):
 
 
 class Pretraining(Phase):
-    objective: Literal["masked_channels", "next_event", "s3"] = "masked_channels"
-    """What is predicted: of the MCP channels masked values (SuperMoE eq. 1-2, PeterRec eq. 2), or
-    those of each event from the events before it (PeterRec eq. 1); or, of the channels that `s3`
-    names, S3-Rec's four."""
+    objective: Literal["masked_channels", "denoising_autoencoder", "next_event", "s3"] = (
+        "masked_channels"
+    )
+    """What is predicted: of the MCP channels masked values (SuperMoE eq. 1-2, PeterRec eq. 2),
+    beside them from H alone what values the window holds (AETN), or the values of each event from
+    the events before it (PeterRec eq. 1); or, of the channels that `s3` names, S3-Rec's four."""
     s3: ItemAttributes | None = None
     """Goes with `objective: s3`."""
     mask_rate: Annotated[float, pydantic.Field(gt=0.0, lt=1.0)] = 0.2

@@ -58,6 +58,7 @@ def channel_prediction(spec: Spec, tables: Tables) -> Any:
     """What `training.pretrain.objective` names."""
     objectives: dict[str, Callable[..., Any]] = {
         "masked_channels": MaskedChannelPrediction,
+        "denoising_autoencoder": DenoisingAutoencoder,
         "next_event": NextEventPrediction,
         "s3": S3Rec,
     }
