@@ -65,7 +65,7 @@ def test_an_alone_server_waits_for_nobody_and_its_port_is_its_own(tmp_path):
             "TF_CONFIG": supervisor.tf_config("ps", 1),
             "TF_GRPC_REUSE_PORT": "1",
         }
-        command = [sys.executable, *server_arguments(cluster), "--die_with_parent", "--linger=3"]
+        command = [sys.executable, *server_arguments(cluster), "--die_with_parent", "--linger=12"]
         address = supervisor.processes()[1].address
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

@@ -107,7 +107,7 @@ def test_the_page_has_its_row_of_all_tasks_that_any_model_has(instances, tmp_pat
             "score": pa.array([0.5] * len(of_rows), pa.float32()),
         }
         predictions.write(pa.table(columns), trial.folder / "predictions.parquet")
-        outcome = Outcome({"finetune": 1}, 1.0, 0.1, 3, 2, 1, "c0ffee", "2 cores", "today")
+        outcome = Outcome({"finetune": 1}, 1.0, 0.1, 3, 2, 1, 1, "c0ffee", "2 cores", "today")
         (trial.folder / "outcome.json").write_text(json.dumps(dataclasses.asdict(outcome)))
         every.append(trial)
     run = FinishedRun(spec, folder, folder, folder)
