@@ -73,8 +73,9 @@ def test_a_killed_trial_is_named_and_the_same_call_goes_on(run, tmp_path):
             return line
 
         def kill(self, message, fraction):
-            (child,) = multiprocessing.active_children()  # the second waits for the pre-training
-            child.kill()
+            if fraction is not None:  # it has read its input
+                for child in multiprocessing.active_children():  # one: the second waits for it
+                    child.kill()
 
     with (
         Killing(rich.console.Console(file=io.StringIO())) as lines,
