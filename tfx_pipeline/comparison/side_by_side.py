@@ -1,6 +1,6 @@
 """Trials side by side, each in a process of its own.
 
-A model as small as one machine trains hardly uses a second core, while two trainings do; and what
+A small model hardly gains from a second core (docs/comparing.md), while two trainings do; and what
 TensorFlow keeps of a model it has trained goes away with the process.
 """
 
