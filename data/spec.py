@@ -294,7 +294,8 @@ class Finetuning(Phase):
     one after the other (PeterRec §4.1, MTL)."""
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
-    the task's `weight`, or, of gradnorm and bilevel, start there."""
+    the task's `weight`, or, of gradnorm and bilevel, start there. bilevel trains on no label of an
+    eighth of the users, whom it validates on."""
     weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
     1 unless given."""

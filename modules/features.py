@@ -17,6 +17,8 @@ Batch = dict[str, tf.Tensor]
 Ragged = dict[str, tf.RaggedTensor]
 DOMAIN = "target_domain"
 """Of each target, where the spec has a `domain`: whether it is the sub-domain's."""
+HELD_OUT = "held_out"
+"""Of each instance, under `weighting: bilevel`: validated on, its labels never trained on."""
 _TRAIN, _EVAL = 0, 1
 
 
@@ -134,7 +136,8 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
       label_<task> float32 [B, K] where present. Padding: row 0, NaN for dense and labels.
       Where the spec plugs knowledge in: its keys, int64 knowledge_user [B], knowledge_item and
       knowledge_category [B, K], `NOTHING` for padding and what isn't given. Where the spec has a
-      `domain`: target_domain bool [B, K], False for padding and where it isn't given.
+      `domain`: target_domain bool [B, K], False for padding and where it isn't given. Under
+      `weighting: bilevel`: held_out bool [B], nobody; training knows who is.
     """
     num_events, num_targets = lengths(ragged, spec)
     max_events = _round_up(tf.reduce_max(tf.concat([[0], num_events], 0)), length_multiple)
@@ -171,6 +174,8 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
         batch[DOMAIN] = tf.zeros_like(batch["target_mask"])
         if DOMAIN in ragged:
             batch[DOMAIN] = ragged[DOMAIN].to_tensor(default_value=0, shape=target_shape) > 0
+    if spec.training.finetune.weighting == "bilevel":
+        batch[HELD_OUT] = tf.zeros_like(num_events, tf.bool)
     return batch
 
 

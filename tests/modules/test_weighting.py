@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from data.spec import Finetuning, Phase
-from modules.features import as_ragged, pad
+from modules.features import HELD_OUT, as_ragged, pad
 from modules.models.user_model import UserModel
 from modules.objectives.multi_task import multi_task_loss
 from modules.objectives.task_loss import task_losses
@@ -106,6 +106,8 @@ def test_lambdas_are_trained_with_the_model_and_saved_and_told(name, tmp_path):
     )
     keras.utils.set_random_seed(0)
     batch = pad(as_ragged(random_instances(spec, [20, 24, 15, 7], [8, 8, 8, 8]), spec), spec)
+    if name == "bilevel":
+        batch[HELD_OUT] = tf.constant([True, False, True, False])
     model = UserModel(spec, ROWS)
     model(batch)
     learned = [v for v in model.trainable_variables if "log_lambda" in v.name]
@@ -162,7 +164,7 @@ def weigh_in_parts() -> None:
             tf.nest.map_structure(lambda v, i=i: strategy.experimental_local_results(v)[i], values)
             for i in range(2)
         )
-        if name == "bilevel":  # holds out rows of each replica
+        if name == "bilevel":  # pairs rows of each replica
             np.testing.assert_allclose(one[2][0], other[2][0], atol=1e-6)
             assert np.abs(one[2][0]).max() > 0
             continue

@@ -8,9 +8,11 @@ import types
 import numpy as np
 import tensorflow as tf
 
+from modules.features import HELD_OUT
 from tests.modules.conftest import make_spec
 
 B, K, D = 8, 3, 4
+HELD_OUT_ROWS = (1, 4)
 
 
 def spec_of(weighting, *weights, kind="binary", **finetune):
@@ -22,11 +24,13 @@ def spec_of(weighting, *weights, kind="binary", **finetune):
 
 
 def problem(spec, seed=0, missing=0.2):
-    """H, linear heads and labels of every task, some missing; the last target is padding."""
+    """H, linear heads and labels of every task, some missing; the last target is padding, and two
+    instances are of users held out."""
     rng = np.random.default_rng(seed)
     user_BKD = tf.constant(rng.normal(size=(B, K, D)), tf.float32)
     heads = {t.name: tf.constant(rng.normal(size=(D, 1)), tf.float32) for t in spec.tasks}
     batch = {"target_mask": tf.constant(np.arange(B * K).reshape(B, K) < B * K - 1)}
+    batch[HELD_OUT] = tf.constant([row in HELD_OUT_ROWS for row in range(B)])
     for task in spec.tasks:
         label = rng.integers(0, 2, (B, K)).astype(np.float32)
         label[rng.random((B, K)) < missing] = np.nan

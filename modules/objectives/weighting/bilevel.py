@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from data.spec import Spec, Task
-from modules.features import Batch
+from modules.features import HELD_OUT, Batch
 from modules.objectives.task_loss import task_loss, task_losses, weighted_total
 from modules.objectives.weighting.lambdas import Lambdas
 from modules.objectives.weighting.method import LogitsOf, Weighted
 from modules.objectives.weighting.shared_gradients import shared_gradients
 from modules.replicas import share_of_mean, share_of_same, sum_over_replicas
 
-_FOLDS = 8
-"""Every eighth instance of a batch is validated on, and not trained on, at this step; at the next
-step others are. So λ sees rows the step didn't learn from, and no label is lost for good."""
 _VALIDATION = "validation loss"  # no task is called so
 
 
@@ -27,8 +24,12 @@ class Bilevel(tf.Module):
     loss F = Σ_k F_k the hinge surrogate of each task's 1 - AUC. λ descends the
     `hypergradient`; the model then takes its step under λ, a constant there. λ start at the tasks'
     `weight` and keep their sum. Approximate are, beside the single inner step: ∇F is taken at θ,
-    not θ' (first order: right as η → 0); both gradients are by the last shared weights only
-    (`shared_gradients.py`); and after the first epoch held-out rows are not new to the model.
+    not θ' (first order: right as η → 0); and both gradients are by the last shared weights only
+    (`shared_gradients.py`).
+
+    F is of an eighth of the training users, chosen by a hash (`batch["held_out"]`), whose labels
+    no weight is ever trained on: rows that take turns would have been learnt by heart after an
+    epoch, and couldn't tell a task that overfits. That is what λ cost.
     """
 
     def __init__(self, spec: Spec):
@@ -39,9 +40,8 @@ class Bilevel(tf.Module):
     def __call__(
         self, user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor
     ) -> Weighted:
-        mask_BK = batch["target_mask"]
-        place_B = tf.range(tf.shape(mask_BK, tf.int64)[0])
-        held_out_B1 = tf.equal((place_B + tf.cast(step, tf.int64)) % _FOLDS, 0)[:, tf.newaxis]
+        del step
+        mask_BK, held_out_B1 = batch["target_mask"], batch[HELD_OUT][:, tf.newaxis]
 
         def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = logits_of(user_BKD)

@@ -8,9 +8,20 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from data.spec import Spec
-from modules.features import DOMAIN, Batch, Ragged, as_ragged, knowledge_features, pad, select_split
+from modules.features import (
+    DOMAIN,
+    HELD_OUT,
+    Batch,
+    Ragged,
+    as_ragged,
+    knowledge_features,
+    pad,
+    select_split,
+)
+from modules.training.input import users
 
 _LENGTH_MULTIPLE = 8
+_HELD_OUT_SHARE = 0.125
 
 
 def parser(
@@ -39,11 +50,19 @@ def parser(
 def padder(
     transform_output: tft.TFTransformOutput, spec: Spec, split: str
 ) -> Callable[[tf.Tensor], Batch]:
-    """A function from serialized instances, string [n], to a batch of them, in that order."""
+    """A function from serialized instances, string [n], to a batch of them, in that order.
+
+    To train with `weighting: bilevel` it says which of them are of users held out.
+    """
     parse = parser(transform_output, spec, split)
+    holds_out = split == "train" and spec.training.finetune.weighting == "bilevel"
 
     @tf.autograph.experimental.do_not_convert
     def padded(serialized: tf.Tensor) -> Batch:
-        return pad(parse(serialized), spec, _LENGTH_MULTIPLE)
+        batch = pad(parse(serialized), spec, _LENGTH_MULTIPLE)
+        if holds_out:
+            of_user = users.place(serialized, transform_output, spec, users.HELD_OUT)
+            batch[HELD_OUT] = of_user < _HELD_OUT_SHARE
+        return batch
 
     return padded

@@ -9,10 +9,9 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from data.spec import Spec
-from modules.features import as_ragged, lengths
+from modules.features import lengths
+from modules.training.input import users
 from modules.training.input.parsing import parser
-
-_PLACES = 2**30
 
 
 def kept_instances(
@@ -43,7 +42,7 @@ def kept_instances(
         num_events, num_targets = lengths(parse(serialized), spec)
         keep = (num_events >= min_events) & (num_targets >= min_targets)
         if user_share < 1.0:
-            keep &= _place(_user_ids(serialized, transform_output, spec)) < user_share
+            keep &= users.place(serialized, transform_output, spec, users.SHARE) < user_share
         rows = tf.where(keep)[:, 0]
         size = tf.size(serialized, tf.int64)
         return tf.gather(serialized, rows), tf.gather(num_events, rows), size
@@ -56,20 +55,6 @@ def kept_instances(
         deterministic=True,
     )
     return records.batch(block).map(kept, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def _user_ids(
-    serialized: tf.Tensor, transform_output: tft.TFTransformOutput, spec: Spec
-) -> tf.Tensor:
-    """string [n]."""
-    wanted = {"user_id": transform_output.transformed_feature_spec()["user_id"]}
-    return as_ragged(tf.io.parse_example(serialized, wanted), spec)["user_id"].flat_values
-
-
-def _place(user_ids: tf.Tensor) -> tf.Tensor:
-    """Each user's own number in [0, 1), which doesn't follow from the hash that splits users."""
-    hashed = tf.strings.to_hash_bucket_strong(user_ids, _PLACES, key=[6, 2020])
-    return tf.cast(hashed, tf.float64) / _PLACES
 
 
 @contextlib.contextmanager
