@@ -13,7 +13,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import socket
 import sys
 import time
 import uuid
@@ -23,6 +22,7 @@ from typing import NoReturn
 from modules.training.cluster import guard
 from modules.training.cluster.config import PREEMPTED, ROLES, Cluster, ClusterError, Role, tf_config
 from modules.training.cluster.events import CLUSTER_EVENTS, Event, EventLog
+from modules.training.cluster.held_ports import HeldPorts
 from modules.training.cluster.process import Process, ProcessInfo, how_it_died, signal_name
 from modules.training.cluster.server import TERMINATED, server_arguments
 
@@ -77,7 +77,7 @@ class Supervisor:
             )
         self.folder = pathlib.Path(folder)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        self._ports = _HeldPorts()
+        self._ports = HeldPorts()
         self.cluster = cluster.at(
             {role: self._ports.addresses(cluster.count(role)) for role in ROLES}
         )
@@ -349,38 +349,6 @@ class Supervisor:
             restarts=process.restarts,
             **fields,
         )
-
-
-class _HeldPorts:
-    """Free ports that stay ours: each is bound (not listened on) until it is released, so that
-    nobody takes a server's port before it starts or while it is dead."""
-
-    def __init__(self) -> None:
-        self._sockets: dict[str, socket.socket] = {}
-
-    def __len__(self) -> int:
-        return len(self._sockets)
-
-    def addresses(self, count: int) -> tuple[str, ...]:
-        """`count` new addresses on this machine."""
-        return tuple(self._hold() for _ in range(count))
-
-    def _hold(self) -> str:
-        held = socket.socket()
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("", 0))
-        address = f"localhost:{held.getsockname()[1]}"
-        self._sockets[address] = held
-        return address
-
-    def release(self, address: str) -> None:
-        """Lets anyone have the address."""
-        self._sockets.pop(address).close()
-
-    def close(self) -> None:
-        """Releases all."""
-        for address in list(self._sockets):
-            self.release(address)
 
 
 @contextlib.contextmanager
