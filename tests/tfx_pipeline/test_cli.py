@@ -62,7 +62,7 @@ def _label_as_candidate(raw):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_unknown_key, "sequence.max_lenght: unknown key"),
+        (_unknown_key, "sequence.max_lenght: unknown key; did you mean 'max_length'?"),
         (_duplicate_channel, "channels: sequence channel 'product' is declared twice"),
         (
             _shared_table_with_other_dim,
