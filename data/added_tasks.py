@@ -9,7 +9,7 @@ import pydantic
 import yaml
 
 from data.spec import Phase, Spec, SpecError, Task, parse_spec
-from data.strict import Strict, listed
+from data.strict import InvalidError, Strict, validated
 
 OUTPUTS = {"impression": "impression", "user": "user"}
 """Kind of task -> the output of a model's signature that answers all added tasks of this kind."""
@@ -41,11 +41,11 @@ class AddedTasks(Strict):
 def load_added_tasks(path: str | pathlib.Path) -> AddedTasks:
     """Reads a YAML file of `AddedTasks`. Raises `SpecError`: all that is wrong with it."""
     try:
-        return AddedTasks.model_validate(yaml.safe_load(pathlib.Path(path).read_text()))
+        return validated(AddedTasks, yaml.safe_load(pathlib.Path(path).read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: can't be read: {error}") from None
-    except pydantic.ValidationError as error:
-        raise SpecError(f"{path}: not a file of added tasks:\n{listed(error)}") from None
+    except InvalidError as error:
+        raise SpecError(f"{path}: not a file of added tasks:\n{error}") from None
 
 
 def with_added(spec: Spec, added: AddedTasks) -> Spec:

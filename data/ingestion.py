@@ -261,8 +261,8 @@ def check(tally: Tally, spec: Spec, dead_letters: str) -> None:
     limit = spec.source.max_dead_letter_fraction
     if rows and dead / rows > limit:
         raise IngestionError(
-            f"{dead} of {rows} rows are malformed, over source.max_dead_letter_fraction"
-            f" {limit}: see {dead_letters}"
+            f"{dead} of {rows} rows (events and users together) are malformed, over"
+            f" source.max_dead_letter_fraction {limit}: see {dead_letters}"
         )
     where = spec.source.where
     if where is not None and not counts["events"] and counts["rows.events"]:

@@ -32,7 +32,7 @@ from data.channels import (
     Scope,
     table_setting,
 )
-from data.strict import Fraction, Name, Strict, listed
+from data.strict import Fraction, InvalidError, Name, Strict, validated
 
 
 class SpecError(ValueError):
@@ -492,6 +492,6 @@ def load_spec(path: str | pathlib.Path) -> Spec:
 def parse_spec(raw: object, where: str = "spec") -> Spec:
     """Checks an already parsed spec. Raises `SpecError`; `where` opens its message."""
     try:
-        return Spec.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise SpecError(f"{where}: not a valid spec:\n{listed(error)}") from None
+        return validated(Spec, raw)
+    except InvalidError as error:
+        raise SpecError(f"{where}: not a valid spec:\n{error}") from None

@@ -86,10 +86,12 @@ def _tables_are_consistent(spec: Spec) -> None:
                     + ", ".join(f"{n}={v}" for n, v in given.items())
                 )
         if channels[0].kind == "id":
-            _check_id_table(table, channels)
+            _check_id_table(table, channels, spec)
 
 
-def _check_id_table(table: str, channels: tuple[CategoryChannel | IdChannel, ...]) -> None:
+def _check_id_table(
+    table: str, channels: tuple[CategoryChannel | IdChannel, ...], spec: Spec
+) -> None:
     rows = table_setting(channels, "rows", None)
     compression = table_setting(channels, "compression", None)
     if table_setting(channels, "dynamic", None) is not None:
@@ -99,12 +101,29 @@ def _check_id_table(table: str, channels: tuple[CategoryChannel | IdChannel, ...
     elif rows is None:
         raise ValueError(
             f"channels: id table {table!r} needs 'rows' (or 'dynamic') on one of its channels"
+            + _only_one_has(table, channels, spec)
         )
     elif compression is not None and not compression.can_tell_apart(rows):
         raise ValueError(
             f"channels: id table {table!r}: compression.rows {compression.rows} can't tell"
             f" {rows} rows apart by quotient and remainder; 2·√rows can"
         )
+
+
+def _only_one_has(table: str, channels: tuple[CategoryChannel | IdChannel, ...], spec: Spec) -> str:
+    """A table that one channel alone names may be a misspelt one."""
+    others = sorted(
+        name
+        for name, sharing in spec.tables.items()
+        if name != table and sharing[0].kind == channels[0].kind
+    )
+    if len(channels) > 1 or channels[0].table is None or not others:
+        return ""
+    (channel,) = channels
+    return (
+        f"; only {channel.scope} channel {channel.name!r} has it, the other id tables are"
+        f" {', '.join(others)}"
+    )
 
 
 def _tasks_are_consistent(spec: Spec) -> None:

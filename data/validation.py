@@ -19,6 +19,15 @@ from data.spec import Spec
 MISSING_NOISE = 0.01
 """Changes of a missing share below this aren't drift."""
 
+_REMEDIES = {
+    anomalies_pb2.AnomalyInfo.ENUM_TYPE_UNEXPECTED_STRING_VALUES: "add them to its 'values'",
+    anomalies_pb2.AnomalyInfo.COMPARATOR_L_INFTY_HIGH: "raise validation.max_category_drift",
+    anomalies_pb2.AnomalyInfo.COMPARATOR_JENSEN_SHANNON_DIVERGENCE_HIGH: (
+        "raise validation.max_dense_drift"
+    ),
+}
+"""What to change in the spec where data that TFDV objects to is meant."""
+
 Statistics: TypeAlias = statistics_pb2.DatasetFeatureStatisticsList
 Anomalies: TypeAlias = anomalies_pb2.Anomalies
 
@@ -84,11 +93,19 @@ def add_anomalies(anomalies: Anomalies, reasons: dict[str, str]) -> None:
 
 
 def reasons(anomalies: Anomalies) -> list[str]:
-    """`feature: what is wrong`, one each."""
-    found = [f"{name}: {info.description}" for name, info in sorted(anomalies.anomaly_info.items())]
+    """`feature: what is wrong`, one each, with the key of the spec that allows it."""
+    found = [
+        f"{name}: {info.description.strip()}{_remedy(info)}"
+        for name, info in sorted(anomalies.anomaly_info.items())
+    ]
     if anomalies.HasField("dataset_anomaly_info"):
         found.append(f"dataset: {anomalies.dataset_anomaly_info.description}")
     return found
+
+
+def _remedy(info: anomalies_pb2.AnomalyInfo) -> str:
+    known = [_REMEDIES[reason.type] for reason in info.reason if reason.type in _REMEDIES]
+    return f" (if that is meant: {'; '.join(known)})" if known else ""
 
 
 def missing_shares(statistics: Iterable[Statistics], spec: Spec) -> dict[str, float]:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import os
+import re
 import sys
 import types
 from typing import NoReturn
@@ -31,6 +32,8 @@ COMMANDS = (
     "plan",
 )
 _USAGE_ERROR = 2
+_NO_INTEGER = r"flag (--\w+)=.*: invalid literal for int\(\).*: (.*)", r"\1: a whole number, not \2"
+"""What absl says of a flag that isn't an integer, and what we do."""
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +64,8 @@ def main(argv: list[str]) -> int:
     except flags.UnrecognizedFlagError as error:
         hint = f"; flags of {command.BECOMES} go after `--`" if hasattr(command, "BECOMES") else ""
         return _refuse(f"{error}{hint}")
+    except flags.IllegalFlagValueError as error:
+        return _refuse(re.sub(*_NO_INTEGER, str(error)))
     except (flags.Error, SpecError, OutputError) as error:
         return _refuse(str(error))
 
@@ -96,8 +101,9 @@ def _help(name: str, command: types.ModuleType) -> str:
     described = list(itertools.chain(*command.FLAGS.flags_by_module_dict().values()))
     width = max(len(flag.name) for flag in described)
     for flag in described:
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{flag.name:<{width}}  {flag.help}{default}")
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        told = "" if default in (None, "") else f" (default: {default})"
+        lines.append(f"  --{flag.name:<{width}}  {flag.help}{told}")
     return "\n".join(lines)
 
 

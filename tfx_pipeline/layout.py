@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import uuid
 
@@ -71,6 +72,31 @@ class Layout:
     def log(self) -> pathlib.Path:
         return self.output / "logs" / "run.log"
 
+    def require_for(self, name: str, data: str) -> None:
+        """Refuses a folder that a run of spec `name` must not write to.
+
+        It may be new, or a run's of the same name, however early that was killed. A folder of
+        other things is refused, unless `data`, the folder of events, is in it.
+
+        Raises:
+          OutputError: it is the run of another spec, or no run's; or it can't be read.
+        """
+        kept = self._name()
+        if kept not in (None, name):
+            raise OutputError(
+                f"--output: {self.output} is the run of {kept!r}; give {name!r} a folder of its own"
+            )
+        if data and pathlib.Path(data).absolute().is_relative_to(self.output):
+            return
+        try:
+            foreign = kept is None and self._is_foreign()
+        except OSError as error:
+            raise self._unusable("read", error) from None
+        if foreign:
+            raise OutputError(
+                f"--output: {self.output} holds files, and none of a run; give a new folder"
+            )
+
     def prepare(self) -> None:
         """Makes the folder and proves that it can be written. Raises `OutputError`."""
         try:
@@ -80,8 +106,26 @@ class Layout:
                 probe.touch()
                 probe.unlink()
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"--output={self.output}: can't be written: {reason}") from None
+            raise self._unusable("written", error) from None
+
+    def _name(self) -> str | None:
+        """The spec's of the run that is here; None if there is none, or it hadn't written that."""
+        try:
+            return json.loads(self.spec.read_text())["name"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _is_foreign(self) -> bool:
+        if not self.output.is_dir() or self.metadata.exists() or self.artifacts.exists():
+            return False
+        # What a run makes first, in this order.
+        early = {self.log.parent, self.spec, self.data}
+        return any(p not in early and not p.name.startswith(".") for p in self.output.iterdir())
+
+    def _unusable(self, how: str, error: OSError) -> OutputError:
+        return OutputError(
+            f"--output={self.output}: can't be {how}: {error.strerror or str(error)}"
+        )
 
 
 def output_of(text: str) -> Layout:

@@ -104,12 +104,20 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_changed(model={"hidden_dim": 10, "num_heads": 4}), "hidden_dim 10 is not a multiple"),
         (_changed(evaluation={"activity_edges": [80, 30]}), "activity_edges [80, 30] don't rise"),
         (_changed(evaluation={"activity_edges": [30, 30]}), "activity_edges [30, 30] don't rise"),
-        (_with_channel(name="x", scope="sequence", kind="text"), "channels.28: Input tag 'text'"),
-        (_with_channel(name="X", scope="sequence", kind="dense"), "channels.28.dense.name: String"),
+        (_with_channel(name="x", scope="sequence", kind="text"), "channels.28(x): Input tag 'te"),
+        (
+            _with_channel(name="X", scope="sequence", kind="dense"),
+            "channels.28(X).dense.name: Stri",
+        ),
         (_with_channel(**simulator_spec()["channels"][1]), "'product' is declared twice"),
         (_with_channel(name="length", scope="sequence", kind="dense"), "'length' is a reserved na"),
         (_with_channel(name="mask", scope="sequence", kind="dense"), "'mask' is a reserved name"),
         (_with_channel(name="x", scope="sequence", kind="id"), "id table 'x' needs 'rows'"),
+        (
+            _with_channel(name="product_2", scope="candidate", kind="id", table="produkt"),
+            "id table 'produkt' needs 'rows' (or 'dynamic') on one of its channels; only candidate"
+            " channel 'product_2' has it, the other id tables are merchant, product",
+        ),
         (
             _with_channel(**LIKED, table="click", column="click_label"),
             "candidate channel 'liked' reads 'click_label', an outcome or a task's label",
@@ -136,8 +144,11 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_with_task(name="target_count"), "tasks: 'target_count' is a reserved name"),
         (_with_task(name="conversion"), "tasks: 'conversion' is declared twice"),
         (_with_task(type="multiclass"), "'classes' goes with type multiclass"),
-        (_with_task(type="multiclass", classes=["a"]), "tasks.0.classes: Tuple should have at le"),
-        (_with_task(positive=[]), "tasks.0.positive: Tuple should have at least 1 item"),
+        (
+            _with_task(type="multiclass", classes=["a"]),
+            "tasks.0(click).classes: Tuple should have at le",
+        ),
+        (_with_task(positive=[]), "tasks.0(click).positive: Tuple should have at least 1 item"),
         (_with_task(type="regression", positive=["1"]), "'positive' goes with type binary"),
         (_with_task(type="regression"), "tasks: 'click': 'min_auc' goes with type binary"),
         (
@@ -196,7 +207,7 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (_ranked_without_labels(), "'pairwise_weight' ranks by binary tasks per impression"),
         (_changed(model={"heads": "mmoe", "shared_experts": 0}), "'shared_experts' must be at lea"),
         (_with_task(exclude=["nobody"]), "'click' excludes ['nobody'], no context channel"),
-        (_with_task(weight=float("nan")), "tasks.0.weight: Input should be a finite number"),
+        (_with_task(weight=float("nan")), "tasks.0(click).weight: Input should be a finite number"),
         (_s3(s3=None), "training.pretrain: 'objective: s3' and 's3' go together"),
         (
             _s3(objective="masked_channels"),
@@ -220,6 +231,36 @@ def test_a_bad_key_is_named(raw, said):
     assert first == "shop.yaml: not a valid spec:"
     start, *end = said.split(".* ")
     assert len(reasons) == 1 and start in reasons[0] and all(part in reasons[0] for part in end)
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            _with_channel(name="price_2", scope="sequence", kind="dens", normalize="log1p"),
+            "  channels.28(price_2): Input tag 'dens' found using 'kind' does not match any of the"
+            " expected tags: 'category', 'id', 'dense'",
+        ),
+        (
+            _with_channel(name="price_2", scope="sequence", kind="dense", normalise="log1p"),
+            "  channels.28(price_2).dense.normalise: unknown key; did you mean 'normalize'?",
+        ),
+        (_with_task(labl="click"), "  tasks.0(click).labl: unknown key; did you mean 'label'?"),
+        (
+            _changed(training={"finetune": {"epoch": 2}}),
+            "  training.finetune.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        # a key of id channels, nothing like those of a dense one
+        (
+            _with_channel(name="price_2", scope="sequence", kind="dense", dynamic={"capacity": 8}),
+            "  channels.28(price_2).dense.dynamic: unknown key",
+        ),
+    ],
+)
+def test_a_slip_is_told_in_one_line_with_what_was_meant(raw, line):
+    with pytest.raises(SpecError) as error:
+        parse_spec(raw, "shop.yaml")
+    assert str(error.value).splitlines()[1:] == [line]
 
 
 def test_adapters_fit_every_layered_encoder():

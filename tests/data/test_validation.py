@@ -6,6 +6,7 @@ import pytest
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
 from data import validation
+from data.schema import schema_of
 from data.spec import Spec, parse_spec
 from tests.data.small import small_spec
 
@@ -92,3 +93,33 @@ def test_a_per_user_target_is_no_missing_candidate():
     per_user.num_stats.common_stats.tot_num_values = 120
     per_user.num_stats.num_zeros = 100
     assert validation.missing_shares([one], small_spec())["candidate_price"] == 0.1
+
+
+def _of_column(feature: str, counts: dict[str, int]) -> validation.Statistics:
+    result = statistics_pb2.DatasetFeatureStatisticsList()
+    dataset = result.datasets.add(num_examples=100)
+    stats = dataset.features.add(type=statistics_pb2.FeatureNameStatistics.STRING)
+    stats.path.step.append(feature)
+    common = stats.string_stats.common_stats
+    common.num_non_missing, common.tot_num_values = 100, sum(counts.values())
+    common.min_num_values = common.max_num_values = 1
+    for value, count in counts.items():
+        stats.string_stats.rank_histogram.buckets.add(label=value, sample_count=count)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("feature", "before", "now", "remedy"),
+    [
+        ("sequence_click", {"0": 50, "1": 50}, {"0": 50, "1": 40, "2": 10}, "add them to its 'va"),
+        ("sequence_place", {"home": 100}, {"work": 100}, "raise validation.max_category_drift"),
+        ("sequence_place", {"home": 100}, {"home": 100}, None),
+    ],
+)
+def test_a_reason_names_the_key_that_allows_it(feature, before, now, remedy):
+    found = validation.split_anomalies(
+        _of_column(feature, now), _of_column(feature, before), schema_of(small_spec())
+    )
+    reasons = [line for line in validation.reasons(found) if line.startswith(f"{feature}: ")]
+    assert len(reasons) == (remedy is not None)
+    assert all(f"(if that is meant: {remedy}" in reason for reason in reasons)

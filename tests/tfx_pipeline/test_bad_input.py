@@ -85,7 +85,8 @@ def said(root) -> dict[str, str]:
     [
         (
             "malformed",
-            r"5 of 445 rows are malformed, over source\.max_dead_letter_fraction 0\.01:"
+            r"5 of 445 rows \(events and users together\) are malformed,"
+            r" over source\.max_dead_letter_fraction 0\.01:"
             r" see .*/malformed/run/dead_letters/ingestion\.jsonl",
         ),
         ("cut", r".*/cut/events\.csv\.gz: can't be read to its end: .*"),

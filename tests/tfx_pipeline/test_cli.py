@@ -62,7 +62,7 @@ def _label_as_candidate(raw):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_unknown_key, "sequence.max_lenght: unknown key"),
+        (_unknown_key, "sequence.max_lenght: unknown key; did you mean 'max_length'?"),
         (_duplicate_channel, "channels: sequence channel 'product' is declared twice"),
         (
             _shared_table_with_other_dim,
@@ -91,6 +91,7 @@ def test_a_bad_spec_is_one_message_at_once(tmp_path, change, said):
         (["run", "--data=nowhere"], "--data=nowhere: no such folder"),
         (["run", "--usres=5"], "Unknown command line flag 'usres'"),
         (["run", "--users=0"], "flag --users=0"),
+        (["run", "--users=abc"], "error: --users: a whole number, not 'abc'"),
         (
             ["run", "--spec=movielens_1m", "--data=.", "--users=9"],
             "--users: only goes with --spec=",
@@ -148,6 +149,26 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     assert "Traceback" not in asked.stderr
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "spec.json",
+            '{"name": "shopcsv"}',
+            "{} is the run of 'shopcsv'; give 'simulator' a folder of its own",
+        ),
+        ("simulator.md", "# Results", "{} holds files, and none of a run; give a new folder"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, file, content, said):
+    (tmp_path / file).write_text(content)
+    asked = _run("run", f"--output={tmp_path}")
+    assert asked.returncode == 2
+    assert asked.stderr == f"error: --output: {said.format(tmp_path)}\n"
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_text() == content
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_output_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
@@ -163,6 +184,20 @@ def test_help_names_every_command_and_flag_without_loading_tensorflow():
     assert "heavy: []" in overview.stdout
     flags = _run("run", "--help").stdout
     assert all(f"--{name} " in flags for name in ("spec", "data", "output", "users", "seed"))
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "end"),
+    [
+        ("compare", "seeds", "Seeds of each model. (default: 0,1,2)"),
+        ("compare", "reference", "tested against (default: the first)."),
+        ("plan", "rows", "instead of a bound."),
+    ],
+)
+def test_help_shows_a_default_as_it_is_given(command, flag, end):
+    told = _run(command, "--help").stdout
+    (line,) = re.findall(rf"^  --{flag} .*$", told, re.MULTILINE)
+    assert line.endswith(end)
 
 
 def test_help_keeps_flags_and_what_they_mean_apart():

@@ -111,6 +111,7 @@ def test_a_killed_run_resumes_from_the_last_finished_node(run):
     assert len(table) == len(set(table["user_id"].to_pylist())) == USERS
     assert re.search(r"^ ?click .*0\.\d{4}", console, re.MULTILINE)
     assert f"-m tfx_pipeline serve --output={run.output}" in console
+    assert f"-m tfx_pipeline predict --output={run.output} -- --wait=60" in console
     report = (run.output / "report.html").read_text()
     assert "<svg" in report and "http://" not in report.replace("http://www.w3.org", "")
 

@@ -46,7 +46,7 @@ flags.DEFINE_integer(
     "jobs", None, "Trainings at a time (default: one a core).", 1, flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "reference", "", "The model others are tested against; the first.", flag_values=FLAGS
+    "reference", "", "The model others are tested against (default: the first).", flag_values=FLAGS
 )
 flags.DEFINE_string(
     "output", "", "The page, without its ending (default: <run>/comparison).", flag_values=FLAGS

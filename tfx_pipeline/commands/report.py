@@ -76,7 +76,9 @@ def conclude(spec: Spec, layout: Layout, console: rich.console.Console) -> int:
     python = shown(pathlib.Path(sys.executable))
     console.print(f"Pushed:    {shown(layout.serving / spec.name)}")
     console.print(f"Serve it:  {python} -m tfx_pipeline serve --output={shown(layout.output)}")
-    console.print(f"Ask it:    {python} -m tfx_pipeline predict --output={shown(layout.output)}")
+    console.print(
+        f"Ask it:    {python} -m tfx_pipeline predict --output={shown(layout.output)} -- --wait=60"
+    )
     return 0
 
 

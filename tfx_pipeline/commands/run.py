@@ -56,6 +56,7 @@ def main(values: flags.FlagValues) -> int:
     if values.data:
         _check_input(spec, values.data)
     layout = output_of(values.output or f"runs/{spec.name}")
+    layout.require_for(spec.name, values.data)
     cluster = _cluster_of(values.cluster, spec, layout)
     layout.prepare()
     layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")

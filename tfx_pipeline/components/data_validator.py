@@ -93,6 +93,5 @@ def _message(found: dict[str, anomalies_pb2.Anomalies], spec: Spec) -> str:
     listed = "\n".join(f"  {line} [{', '.join(splits)}]" for line, splits in lines.items())
     return (
         f"the data of {spec.name!r} is anomalous, so nothing is trained on it:\n{listed}\n"
-        "Fix the data; or, if it is meant, the spec (channel types and values, max_missing,"
-        " validation.*)"
+        "Fix the data; or, if it is meant, the spec: the keys named above, or a channel's kind"
     )

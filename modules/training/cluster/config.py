@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import pydantic
 import yaml
 
-from data.strict import Strict, listed
+from data.strict import InvalidError, Strict, validated
 
 Placement = Literal["single", "mirrored", "multi_worker_mirrored", "parameter_server", "hybrid"]
 Role = Literal["chief", "worker", "ps"]
@@ -260,9 +260,9 @@ def load_cluster(path: str | pathlib.Path | None) -> Cluster:
 def parse_cluster(raw: object, where: str = "cluster") -> Cluster:
     """Checks an already parsed cluster. Raises `ClusterError`; `where` opens its message."""
     try:
-        return Cluster.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ClusterError(f"{where}: not a valid cluster:\n{listed(error)}") from None
+        return validated(Cluster, raw)
+    except InvalidError as error:
+        raise ClusterError(f"{where}: not a valid cluster:\n{error}") from None
 
 
 def task_from_environment(environment: Mapping[str, str] = os.environ) -> ClusterTask | None:
@@ -284,9 +284,9 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Cluste
         raise ClusterError('TF_CONFIG: needs "cluster" and "task", as TFJob writes them')
     task = {"type": raw["task"].get("type"), "index": raw["task"].get("index")}
     try:
-        return ClusterTask.model_validate({**task, "addresses": raw.get("cluster", {})})
-    except pydantic.ValidationError as error:
-        raise ClusterError(f"TF_CONFIG: not a valid task:\n{listed(error)}") from None
+        return validated(ClusterTask, {**task, "addresses": raw.get("cluster", {})})
+    except InvalidError as error:
+        raise ClusterError(f"TF_CONFIG: not a valid task:\n{error}") from None
 
 
 def tf_config(cluster: Cluster, role: Role, index: int) -> str:
