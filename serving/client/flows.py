@@ -176,7 +176,7 @@ class Flows:
             calls.append(Call(_PREDICT, request, protos.PredictResponse))
         responses = yield from self._exchange(calls, model, deadline)
         return [
-            {name: tensors.to_array(proto) for name, proto in response.outputs.items()}
+            {name: tensors.to_array(proto) for name, proto in tensors.in_order(response.outputs)}
             for response in responses
         ]
 

@@ -19,6 +19,7 @@ def test_command_line(server, tmp_path, capsys):
     assert command.main(flags) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["user_id"] for row in rows] == ["u1", "u2"]
+    assert [list(row) for row in rows] == [["user_id", "candidates", "click", "vip"]] * 2
     np.testing.assert_allclose(rows[0]["click"], sigmoid([0.8, -0.7, 2.3]), atol=1e-6)
     assert command.main([*flags, "--signature", "embed", "--limit", "1"]) == 0
     (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
