@@ -50,9 +50,13 @@ def test_one_input_and_one_output_need_no_names(model):
     named = [{"examples": encoded}]
     assert rows == ask(f"{model}:predict", {"signature_name": "embed", "instances": named}).json
     assert rows == {"predictions": [{"embedding": [0.3, 0.002, -0.3, 0.6], "user_id": "u1"}]}
-    assert list(rows["predictions"][0]) == ["user_id", "embedding"]
     columns = ask(f"{model}:predict", {"signature_name": "embed", "inputs": [encoded]}).json
     assert columns["outputs"]["embedding"] == [[0.3, 0.002, -0.3, 0.6]]
+
+
+def test_outputs_come_in_one_order(model):
+    (row,) = ask(f"{model}:predict", {"instances": [b64(example(USER))]}).json["predictions"]
+    assert list(row) == ["user_id", "candidates", "click", "vip"]
 
 
 def test_nan_and_infinity_travel_both_ways(model):
