@@ -6,7 +6,7 @@ arrays of `bytes`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from google.protobuf import message
@@ -45,6 +45,12 @@ def dtype_name(number: int) -> str:
     if number == STRING:
         return "string"
     return DTYPES[number].name if number in DTYPES else f"unsupported dtype {number}"
+
+
+def in_order(outputs: Mapping[str, message.Message]) -> list[tuple[str, message.Message]]:
+    """A response's outputs by name, whose they are (`user_id`) first: protobuf's maps come in
+    another order each time."""
+    return sorted(outputs.items(), key=lambda output: (output[0] != "user_id", output[0]))
 
 
 def to_array(proto: message.Message) -> np.ndarray:

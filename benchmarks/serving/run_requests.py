@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 
 from serving import protos, tensors
-from serving.client.instances import read_instances
+from serving.client.instances import open_instances, read_instances
 
 _SERVED = ("sequence_", "context_", "candidate_")
 
@@ -27,7 +27,9 @@ def users(run: pathlib.Path) -> list[protos.Example]:
     pattern = str(run / "pipeline" / "SequenceExampleGen" / "examples" / "*" / "Split-eval" / "*")
     instances = []
     for path in sorted(glob.glob(pattern))[-1:]:
-        for record in read_instances(path):
+        with open_instances(path) as file:
+            records = list(read_instances(file))
+        for record in records:
             whole = protos.Example.FromString(record)
             asked = protos.Example()
             for name, feature in whole.features.feature.items():

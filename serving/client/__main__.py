@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 
+import grpc
 import numpy as np
 
 from serving import errors
@@ -24,9 +25,15 @@ from serving.client.tls import Tls
 
 def _arguments(argv: list[str] | None, program: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
-    parser.add_argument("--target", default="localhost:8500", help="host:port of the server")
-    parser.add_argument("--model", default="default", help="the model's name")
-    parser.add_argument("--signature", default=DEFAULT_SIGNATURE, help="e.g. embed")
+    parser.add_argument(
+        "--target", default="localhost:8500", help="host:port of the server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model", default="default", help="the model's name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--signature", default=DEFAULT_SIGNATURE, help="e.g. embed (default: %(default)s)"
+    )
     parser.add_argument("--version", type=int, help="the newest unless given")
     parser.add_argument(
         "--examples",
@@ -34,10 +41,15 @@ def _arguments(argv: list[str] | None, program: str | None) -> argparse.Namespac
         metavar="FILE",
         help='one instance a line as JSON, {"feature": value or list}; TFRecords; - for stdin',
     )
-    parser.add_argument("--limit", type=int, help="only the first instances")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds a request")
+    parser.add_argument("--limit", type=int, help="only the first instances; all unless given")
     parser.add_argument(
-        "--wait", type=float, metavar="SECONDS", help="first wait so long for the model to load"
+        "--timeout", type=float, default=10.0, help="seconds a request (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help="first wait so long for the model to load; not at all unless given",
     )
     tls = parser.add_argument_group("TLS (plain text unless --tls or one of the files is given)")
     tls.add_argument("--tls", action="store_true", help="with the system's authorities")
@@ -83,6 +95,17 @@ def _row(array: np.ndarray) -> object:
     return _plain(row.tolist())
 
 
+def _hint(error: errors.ServingError, arguments: argparse.Namespace) -> str:
+    """The flag that may help."""
+    cause = error.__cause__ if isinstance(error.__cause__, errors.ServingError) else error
+    if cause.code == grpc.StatusCode.NOT_FOUND:
+        version = "" if arguments.version is None else f" --version={arguments.version}"
+        return f"; has the server --model={arguments.model}{version}?"
+    if cause.code == grpc.StatusCode.UNAVAILABLE and arguments.wait is None:
+        return "; --wait=60 waits for a server that is starting"
+    return ""
+
+
 def main(argv: list[str] | None = None, program: str | None = None) -> int:
     """Prints one JSON object of outputs per instance.
 
@@ -95,11 +118,14 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     arguments = _arguments(argv, program)
     model, version = arguments.model, arguments.version
     try:
-        with Client(arguments.target, tls=_tls(arguments)) as asking:
+        with (
+            instances.open_instances(arguments.examples) as file,
+            Client(arguments.target, tls=_tls(arguments)) as asking,
+        ):
             if arguments.wait is not None:
                 asking.wait_available(model, version=version, timeout=arguments.wait)
             signatures = asking.metadata(model, version=version, timeout=arguments.timeout)
-            read = instances.read_instances(arguments.examples, _writer(signatures, model))
+            read = instances.read_instances(file, _writer(signatures, model))
             for instance in itertools.islice(read, arguments.limit):
                 # One user a request, as in serving; in a batch, users would pad one another.
                 outputs = asking.predict(
@@ -110,7 +136,10 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
                     timeout=arguments.timeout,
                 )
                 print(json.dumps({name: _row(array) for name, array in outputs.items()}))
-    except (errors.ServingError, instances.InstancesError) as error:
+    except errors.ServingError as error:
+        print(f"error: {error}{_hint(error, arguments)}", file=sys.stderr)
+        return 1
+    except instances.InstancesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _TOO_LARGE = "larger than max"
 """In what gRPC says of a message over the limit of either end."""
+_REFUSED = "Connection refused"
+"""In what gRPC says where nothing listens."""
 
 MAX_PARALLEL = 32
 """Calls of one flow that are under way at once."""
@@ -137,8 +139,10 @@ def clear(
       kind: of server, and
       start: a command that starts one.
     """
-    code, details = error.code(), error.details()
-    if code == grpc.StatusCode.UNAVAILABLE:
+    code, details = error.code(), error.details() or ""
+    if code == grpc.StatusCode.UNAVAILABLE and _REFUSED in details:
+        details = f"no {kind} answers at {target}: nothing listens there. Start one with: {start}"
+    elif code == grpc.StatusCode.UNAVAILABLE:
         details = (
             f"no {kind} answers at {target} ({details}). If none is running, start one with:"
             f" {start}; if it wants TLS, or a certificate, the client needs them too"

@@ -31,7 +31,10 @@ _NOT_YET = (
 """What a server answers, or nobody does, of a model that may come yet."""
 _LOOK_SECONDS = 0.2
 _Pieces: TypeAlias = Sequence[Mapping[str, np.ndarray]]
-_SERVER = ("model server", "python -m serving.server --model_base_path=DIR")
+_SERVER = (
+    "model server",
+    "python -m tfx_pipeline serve --output=RUN, or python -m serving.server --model_base_path=DIR",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Flows:
         while True:
             # A second at least, that the last look tells of the model and not of the time.
             left = max(1.0, deadline - time.monotonic())
+            failure = None
             try:
                 statuses = yield from self.status(dataclasses.replace(model, timeout=left))
                 if any(status.state == "AVAILABLE" for status in statuses):
@@ -124,12 +128,12 @@ class Flows:
             except errors.ServingError as error:
                 if error.code not in _NOT_YET:
                     raise
-                seen = error.message
+                failure, seen = error, error.message
             if time.monotonic() + _LOOK_SECONDS >= deadline:
                 raise errors.ServingError(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                     f"model {model.name!r} isn't available after {model.timeout:g} s: {seen}",
-                )
+                ) from failure
             yield Pause(_LOOK_SECONDS)
 
     def _predict(
@@ -176,7 +180,7 @@ class Flows:
             calls.append(Call(_PREDICT, request, protos.PredictResponse))
         responses = yield from self._exchange(calls, model, deadline)
         return [
-            {name: tensors.to_array(proto) for name, proto in response.outputs.items()}
+            {name: tensors.to_array(proto) for name, proto in tensors.in_order(response.outputs)}
             for response in responses
         ]
 

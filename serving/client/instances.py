@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 from serving import errors, tfrecord
 from serving.client.example import ExampleError, example
 
 _GZIP = b"\x1f\x8b"
+_NOT_JSON = "not JSON: one user a line (or TFRecords, in a file named so)"
 _Write = Callable[[Mapping[str, Any]], bytes]
 
 
@@ -21,46 +23,66 @@ class InstancesError(ValueError):
     """A file that can't be read; the message names it and the line."""
 
 
-def read_instances(path: str, write: _Write = example) -> Iterator[bytes]:
+@contextlib.contextmanager
+def open_instances(path: str) -> Iterator[BinaryIO]:
+    """A file for `read_instances`; `-` is standard input.
+
+    Raises:
+      InstancesError: there is none.
+    """
+    if path == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise InstancesError(f"{path}: can't be read: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def read_instances(file: BinaryIO, write: _Write = example) -> Iterator[bytes]:
     """Yields serialized `tf.Example`s.
 
     Args:
-      path: `*.tfrecord`, `*.tfrecord.gz` or TFX's `data_tfrecord-*.gz`: TFRecords. Else JSON
-        lines, one instance a line as `{"feature": value or list, …}`; `-` is standard input.
+      file: `*.tfrecord`, `*.tfrecord.gz` or TFX's `data_tfrecord-*.gz`: TFRecords. Else JSON
+        lines, one instance a line as `{"feature": value or list, …}`.
       write: a line's features to a serialized `tf.Example`.
 
     Raises:
-      InstancesError: no such file, a line that isn't such JSON or that `write` refuses, a
-        truncated file.
+      InstancesError: a line that isn't such JSON or that `write` refuses, a truncated file.
     """
     try:
-        if path == "-":
-            yield from _json_lines(sys.stdin, "standard input", write)
-        elif "tfrecord" in pathlib.Path(path).name:
-            with open(path, "rb") as file:
-                zipped = file.read(2) == _GZIP
-                file.seek(0)
-                records = gzip.GzipFile(fileobj=file) if zipped else file
-                yield from tfrecord.read(cast(BinaryIO, records))
+        if "tfrecord" in pathlib.Path(file.name).name:
+            zipped = file.read(2) == _GZIP
+            file.seek(0)
+            records = gzip.GzipFile(fileobj=file) if zipped else file
+            yield from tfrecord.read(cast(BinaryIO, records))
         else:
-            with open(path, encoding="utf-8") as file:
-                yield from _json_lines(file, path, write)
+            yield from _json_lines(file, write)
     except tfrecord.TFRecordError as error:
-        raise InstancesError(f"{path}: {error}") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InstancesError(f"{path}: can't be read: {error}") from None
+        raise InstancesError(f"{file.name}: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InstancesError(f"{file.name}: can't be read: {error}") from None
 
 
-def _json_lines(lines: Iterable[str], name: str, write: _Write) -> Iterator[bytes]:
-    for number, line in enumerate(lines, 1):
+def _json_lines(file: BinaryIO, write: _Write) -> Iterator[bytes]:
+    for number, line in enumerate(file, 1):
         if not line.strip():
             continue
+        place = f"{file.name}, line {number}"
         try:
             features = json.loads(line)
             if not isinstance(features, dict):
                 raise ExampleError('one JSON object a line: {"feature": value or list, ...}')
             yield write(features)
         except errors.ServingError as error:
-            raise InstancesError(f"{name}, line {number}: {error.message}") from None
-        except (json.JSONDecodeError, ExampleError) as error:
-            raise InstancesError(f"{name}, line {number}: {error}") from None
+            raise InstancesError(f"{place}: {error.message}") from None
+        except ExampleError as error:
+            raise InstancesError(f"{place}: {error}") from None
+        except json.JSONDecodeError as error:
+            raise InstancesError(
+                f"{place}: {_NOT_JSON} ({error.msg}, column {error.colno})"
+            ) from None
+        except UnicodeDecodeError:
+            raise InstancesError(f"{place}: {_NOT_JSON} (no UTF-8 text)") from None

@@ -49,7 +49,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from serving.knowledge.server import Server
-    from serving.rpc import tls
+    from serving.rpc import free_port, tls
     from serving.rpc.config_file import ConfigError
     from serving.rpc.stopping import stop_signals
 
@@ -61,6 +61,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if is_missing(arguments.store):
         logging.warning("--store=%s: no such directory yet; `publish` makes it", arguments.store)
     try:
+        free_port.check_free(arguments.host, arguments.port, "--port")
         encryption = tls.load(arguments.ssl_config_file) if arguments.ssl_config_file else None
         running = Server(
             store,
@@ -74,7 +75,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         print(f"error: --ssl_config_file: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: --port: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     running.watch(arguments.poll_seconds)
     stopping.recv(1)

@@ -78,7 +78,7 @@ class GrpcPort:
                 return self._server.add_insecure_port(address)
             return self._server.add_secure_port(address, credentials)
         except RuntimeError:
-            raise OSError(f"can't listen on {address}: is it taken?") from None
+            raise OSError(f"can't listen on {address}") from None
 
 
 def unary(

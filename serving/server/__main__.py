@@ -13,7 +13,6 @@ import sys
 # Before TensorFlow's library is loaded: its start-up chatter says nothing a user can act on.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app  # noqa: E402
 from absl import flags as absl_flags  # noqa: E402
 from google.protobuf import message  # noqa: E402
 
@@ -24,15 +23,27 @@ from serving.server import batching, config, flags, memory, servable, server  # 
 from serving.server.manager import Manager  # noqa: E402
 from serving.server.model import Retries  # noqa: E402
 
-absl_flags.adopt_module_key_flags(flags)  # so that --help lists them
+_FAILED, _USAGE_ERROR = 1, 2
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+def main(argv: list[str]) -> int:
+    """Serves until a signal comes, which ends the process with exit code 0.
+
+    Returns:
+      The exit code otherwise: 0 for --help and --version, 1 failed, 2 asked for wrongly.
+    """
+    if {"-h", "--help"} & set(argv[1:]):
+        print(f"{__doc__}{absl_flags.FLAGS.module_help(flags)}")
+        return 0
+    try:
+        unexpected = absl_flags.FLAGS(argv)[1:]
+    except absl_flags.Error as error:
+        return _refuse(str(error), _USAGE_ERROR)
+    if unexpected:
+        return _refuse(f"only flags (--name=value), not {unexpected[0]!r}", _USAGE_ERROR)
     if flags.VERSION.value:
         print(f"serving.server on TensorFlow {importlib.metadata.version('tensorflow')}")
-        return
+        return 0
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s",
         force=True,
@@ -50,10 +61,12 @@ def main(argv: list[str]) -> None:
         models_config = _models_config()
         manager.start(models_config)
         running = server.start(manager)
-    except (config_file.ConfigError, OSError) as error:
-        sys.exit(str(error))
+    except config_file.ConfigError as error:
+        return _refuse(str(error), _USAGE_ERROR)
+    except OSError as error:
+        return _refuse(str(error), _FAILED)
     except errors.ServingError as error:
-        sys.exit(error.message)
+        return _refuse(error.message, _FAILED)
     manager.watch(flags.POLL_SECONDS.value)
     if flags.MODEL_CONFIG_POLL_SECONDS.value:
         manager.watch_config_file(
@@ -67,6 +80,11 @@ def main(argv: list[str]) -> None:
     logging.shutdown()
     # Ports answer and versions may load to the end; the libraries' destructors would race with it.
     os._exit(0)
+
+
+def _refuse(message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code
 
 
 def _models_config() -> message.Message:
@@ -129,4 +147,4 @@ def _batching() -> batching.Parameters | None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

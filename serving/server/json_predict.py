@@ -144,7 +144,7 @@ def write_outputs(outputs: Mapping[str, message.Message], *, is_row: bool) -> di
       ServingError: INVALID_ARGUMENT, the outputs have no common batch size;
         FAILED_PRECONDITION, a string output is no text.
     """
-    arrays = {name: tensors.to_array(proto) for name, proto in outputs.items()}
+    arrays = {name: tensors.to_array(proto) for name, proto in tensors.in_order(outputs)}
     if is_row:
         _check_batch(arrays)
     columns = {name: _to_json(name, array) for name, array in arrays.items()}

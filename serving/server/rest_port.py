@@ -64,8 +64,8 @@ class RestPort:
             self._server.ssl_adapter = _Tls(tls)
         try:
             self._server.prepare()
-        except OSError:
-            raise OSError(f"can't listen on {host}:{port}: is it taken?") from None
+        except OSError as error:
+            raise OSError(f"can't listen on {host}:{port}: {error}") from None
         self.address = f"{host}:{self._server.bind_addr[1]}"
         threading.Thread(target=self._server.serve, name="rest", daemon=True).start()
 

@@ -6,7 +6,7 @@ import logging
 from typing import NamedTuple
 
 from serving import protos
-from serving.rpc import config_file, tls
+from serving.rpc import config_file, free_port, tls
 from serving.rpc.port import GrpcPort
 from serving.server import flags, metrics
 from serving.server.api import MODEL_SERVICE, PREDICTION_SERVICE, Api
@@ -42,6 +42,9 @@ def start(manager: Manager) -> Server:
       ConfigError: a file or a combination of flags that can't be used.
       OSError: a port can't be bound, or the request log opened.
     """
+    free_port.check_free(flags.HOST.value, flags.PORT.value, "--port")
+    if flags.REST_PORT.value > 0:
+        free_port.check_free(flags.HOST.value, flags.REST_PORT.value, "--rest_api_port")
     encryption = tls.load(flags.SSL_FILE.value) if flags.SSL_FILE.value else None
     metrics_path = _metrics_path()
     measured = metrics.Metrics(manager.models)

@@ -276,4 +276,12 @@ def test_a_taken_port_is_one_clear_error(location):
             [*command, f"--port={port}"], cwd=ROOT, capture_output=True, text=True
         )
     assert failed.returncode == 1
-    assert "is it taken?" in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.stderr == f"error: --port={port}: 127.0.0.1:{port} is taken; give another\n"
+
+
+def test_a_port_that_is_none_is_refused(location):
+    """gRPC would listen on 70000 - 65536."""
+    command = [sys.executable, "-m", "serving.knowledge", "serve", f"--store={location}"]
+    failed = subprocess.run([*command, "--port=70000"], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: --port=70000: ports are 0 to 65535\n"

@@ -19,6 +19,7 @@ def test_command_line(server, tmp_path, capsys):
     assert command.main(flags) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["user_id"] for row in rows] == ["u1", "u2"]
+    assert [list(row) for row in rows] == [["user_id", "candidates", "click", "vip"]] * 2
     np.testing.assert_allclose(rows[0]["click"], sigmoid([0.8, -0.7, 2.3]), atol=1e-6)
     assert command.main([*flags, "--signature", "embed", "--limit", "1"]) == 0
     (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -26,14 +27,21 @@ def test_command_line(server, tmp_path, capsys):
 
 
 def test_command_line_errors_are_one_line(server, tmp_path, capsys):
-    flags = ["--target", server.target, "--examples", str(tmp_path / "none.jsonl")]
-    assert command.main(flags) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-    (tmp_path / "users.jsonl").write_text(json.dumps(USER))
-    flags = ["--target", "127.0.0.1:1", "--examples", str(tmp_path / "users.jsonl")]
-    assert command.main(flags) == 1
+    missing = tmp_path / "none.jsonl"
+    # Whatever there is of a server: the file comes first.
+    assert command.main(["--target=127.0.0.1:1", f"--examples={missing}", "--wait=60"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "127.0.0.1:1" in error and "Traceback" not in error
+    assert error == f"error: {missing}: can't be read: No such file or directory\n"
+    (tmp_path / "users.jsonl").write_text(json.dumps(USER))
+    examples = f"--examples={tmp_path}/users.jsonl"
+    assert command.main(["--target=127.0.0.1:1", examples]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "answers at 127.0.0.1:1: nothing listens there" in error
+    assert error.endswith("; --wait=60 waits for a server that is starting\n")
+    for wait in ((), ("--wait=0.3",)):
+        assert command.main(["--target", server.target, examples, *wait]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.endswith("; has the server --model=default?\n")
 
 
 def ask(server, folder: pathlib.Path, user: dict, *flags: str) -> int:
@@ -82,3 +90,5 @@ def test_help_names_the_program_that_was_started():
     ):
         told = subprocess.run([sys.executable, *command_line], capture_output=True, text=True)
         assert told.stdout.startswith(f"usage: {name or 'universal-user-client'} ")
+        for default in ("localhost:8500", "default", "serving_default", "10"):
+            assert f"(default: {default})" in " ".join(told.stdout.split())

@@ -49,6 +49,9 @@ def test_files_that_cant_be_read(tmp_path):
         ([], "one of --model_base_path and --model_config_file is required"),
         (["--model_config_file=/no"], "/no: No such file or directory"),
         (["--model_config_file=/no", "--model_base_path=/m"], "leave out --model_base_path"),
+        (["--model_base_pth=/m"], "Unknown command line flag 'model_base_pth'. Did you mean"),
+        (["--rest_api_port=http"], "flag --rest_api_port=http: "),
+        (["/m"], "only flags (--name=value), not '/m'"),
         (["--prefer_tflite_model"], "--prefer_tflite_model isn't supported: this server runs Sav"),
         (["--saved_model_tags", "gpu,serve"], "--saved_model_tags isn't supported: only the meta"),
         (["--per_process_gpu_memory_fraction=0.5"], "this server runs on CPUs only"),
@@ -69,8 +72,9 @@ def test_files_that_cant_be_read(tmp_path):
 )
 def test_flags_that_cant_be_honoured_are_one_clear_error(flags, message):
     done = run_server("--port=0", *flags)
-    assert done.returncode == 1
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_files_and_flags_that_dont_fit_are_one_clear_error(tmp_path):
@@ -78,7 +82,7 @@ def test_files_and_flags_that_dont_fit_are_one_clear_error(tmp_path):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         done = run_server("--port=0", f"--model_base_path={tmp_path}", *flags)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
 
     refuse(
@@ -111,6 +115,7 @@ def test_files_and_flags_that_dont_fit_are_one_clear_error(tmp_path):
 
 def test_help_lists_the_flags():
     done = run_server("--help")
+    assert done.returncode == 0 and not done.stderr
     assert "--model_config_file:" in done.stdout and "--rest_api_port:" in done.stdout
 
 

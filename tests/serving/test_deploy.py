@@ -125,7 +125,7 @@ def test_our_servers_take_the_flags_they_are_given():
         if document["kind"] == "Deployment":
             arguments |= set(document["spec"]["template"]["spec"]["containers"][0]["args"])
     helped = subprocess.run(
-        [sys.executable, "-m", "serving.server", "--helpfull"],
+        [sys.executable, "-m", "serving.server", "--help"],
         cwd=ROOT, capture_output=True, text=True,
     ).stdout  # fmt: skip
     for argument in arguments:

@@ -1,9 +1,9 @@
 """Plain values to tf.Example, read back by TensorFlow; instance files."""
 
 import gzip
-import io
 import json
 import math
+import pathlib
 import struct
 
 import hypothesis
@@ -13,7 +13,12 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from serving.client import ExampleError, example
-from serving.client.instances import InstancesError, read_instances
+from serving.client.instances import InstancesError, open_instances, read_instances
+
+
+def read(path: pathlib.Path) -> list[bytes]:
+    with open_instances(str(path)) as file:
+        return list(read_instances(file))
 
 
 def features(serialized: bytes) -> dict[str, list]:
@@ -79,9 +84,11 @@ def test_json_lines(tmp_path, monkeypatch):
     text = "\n".join(map(json.dumps, INSTANCES)) + "\n\n"
     (tmp_path / "a.jsonl").write_text(text)
     expected = [example(i) for i in INSTANCES]
-    assert list(read_instances(str(tmp_path / "a.jsonl"))) == expected
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    assert list(read_instances("-")) == expected
+    assert read(tmp_path / "a.jsonl") == expected
+    with open(tmp_path / "a.jsonl") as stdin, monkeypatch.context() as patched:
+        patched.setattr("sys.stdin", stdin)
+        with open_instances("-") as file:
+            assert list(read_instances(file)) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,22 +99,25 @@ def test_tf_records(tmp_path, name, compression):
     with tf.io.TFRecordWriter(str(tmp_path / name), compression) as writer:
         for instance in expected:
             writer.write(instance)
-    assert list(read_instances(str(tmp_path / name))) == expected
+    assert read(tmp_path / name) == expected
 
 
 def test_bad_files(tmp_path):
     with pytest.raises(InstancesError, match="No such file"):
-        list(read_instances(str(tmp_path / "none.jsonl")))
+        read(tmp_path / "none.jsonl")
     (tmp_path / "a.jsonl").write_text('{"x": 1}\n{"x": \n')
-    with pytest.raises(InstancesError, match="line 2"):
-        list(read_instances(str(tmp_path / "a.jsonl")))
+    with pytest.raises(InstancesError, match=r"a\.jsonl, line 2: not JSON: one user a line"):
+        read(tmp_path / "a.jsonl")
+    (tmp_path / "users.parquet").write_bytes(b"PAR1\x15\x04\x15\xd0\x0f\x15\xc6")
+    with pytest.raises(InstancesError, match=r"users\.parquet, line 1: not JSON: .*TFRecords"):
+        read(tmp_path / "users.parquet")
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(InstancesError, match="one JSON object a line"):
-        list(read_instances(str(tmp_path / "list.jsonl")))
+        read(tmp_path / "list.jsonl")
     record = struct.pack("<Q", 100) + b"0000" + b"short"
     (tmp_path / "cut.tfrecord").write_bytes(record)
     with pytest.raises(InstancesError, match="ends within a record"):
-        list(read_instances(str(tmp_path / "cut.tfrecord")))
+        read(tmp_path / "cut.tfrecord")
     (tmp_path / "cut.tfrecord.gz").write_bytes(gzip.compress(record)[:-6])
     with pytest.raises(InstancesError, match="can't be read"):
-        list(read_instances(str(tmp_path / "cut.tfrecord.gz")))
+        read(tmp_path / "cut.tfrecord.gz")

@@ -84,15 +84,18 @@ def test_bad_base_paths_are_one_clear_error(tmp_path, exports):
     ):
         done = run_server(f"--model_base_path={path}")
         assert done.returncode == 1
-        assert text in done.stderr and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: ") and text in done.stderr
+        assert done.stderr.count("\n") == 1
     assert "--model_base_path" in run_server().stderr
 
 
-def test_a_taken_port_is_one_clear_error(tmp_path, server):
+@pytest.mark.parametrize("flag", ["--port", "--rest_api_port"])
+def test_a_taken_port_is_one_clear_error(tmp_path, server, flag):
     port = server.target.rpartition(":")[2]
-    done = run_server(f"--model_base_path={tmp_path}", f"--port={port}")
+    done = run_server(f"--model_base_path={tmp_path}", "--port=0", f"{flag}={port}")
     assert done.returncode == 1
-    assert f"can't listen on 127.0.0.1:{port}" in done.stderr
+    assert f"error: {flag}={port}: 127.0.0.1:{port} is taken; give another\n" in done.stderr
+    assert "add_port.cc" not in done.stderr  # gRPC's own line
 
 
 def test_local_server_says_why_a_model_doesn_t_load(tmp_path):

@@ -54,6 +54,11 @@ def test_one_input_and_one_output_need_no_names(model):
     assert columns["outputs"]["embedding"] == [[0.3, 0.002, -0.3, 0.6]]
 
 
+def test_outputs_come_in_one_order(model):
+    (row,) = ask(f"{model}:predict", {"instances": [b64(example(USER))]}).json["predictions"]
+    assert list(row) == ["user_id", "candidates", "click", "vip"]
+
+
 def test_nan_and_infinity_travel_both_ways(model):
     body = b'{"signature_name": "add", "inputs": {"x": [NaN, Infinity, -Infinity], "y": [1, 1, 1]}}'
     values = ask(f"{model}:predict", body).json["outputs"]["sum"]

@@ -145,3 +145,8 @@ def test_bad_arrays():
         tensors.to_proto(np.array([1j]))
     with pytest.raises(tensors.TensorError, match="can't hold 3"):
         tensors.to_proto(np.array(["a", 3], object))
+
+
+def test_outputs_come_in_one_order():
+    outputs = {name: TensorProto() for name in ("vip", "user_id", "click")}
+    assert [name for name, _ in tensors.in_order(outputs)] == ["user_id", "click", "vip"]
