@@ -295,7 +295,7 @@ class Finetuning(Phase):
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
     the task's `weight`, or, of gradnorm and bilevel, start there. bilevel trains on no label of an
-    eighth of the users, whom it validates on."""
+    eighth of the users, whom it validates on: with few users λ have little to go by."""
     weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
     1 unless given."""

@@ -179,6 +179,13 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
     return batch
 
 
+def trained_targets(batch: Batch) -> tf.Tensor:
+    """Targets whose labels weights may learn from, bool [B, K]: none of a user held out."""
+    if HELD_OUT not in batch:
+        return batch["target_mask"]
+    return batch["target_mask"] & ~batch[HELD_OUT][:, tf.newaxis]
+
+
 def _knowledge_keys(ragged: Ragged, one_each: tf.Tensor, target_mask: tf.Tensor) -> Batch:
     def keys(feature: str, mask: tf.Tensor) -> tf.Tensor:
         if feature not in ragged:

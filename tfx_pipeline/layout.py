@@ -86,7 +86,7 @@ class Layout:
             raise OutputError(
                 f"--output: {self.output} is the run of {kept!r}; give {name!r} a folder of its own"
             )
-        if data and pathlib.Path(data).absolute().is_relative_to(self.output):
+        if data and pathlib.Path(data).resolve().is_relative_to(self.output.resolve()):
             return
         try:
             foreign = kept is None and self._is_foreign()
@@ -119,7 +119,7 @@ class Layout:
         if not self.output.is_dir() or self.metadata.exists() or self.artifacts.exists():
             return False
         # What a run makes first, in this order.
-        early = {self.log.parent, self.spec, self.data}
+        early = {self.log.parent, self.spec, self.data, self.output / "lost+found"}
         return any(p not in early and not p.name.startswith(".") for p in self.output.iterdir())
 
     def _unusable(self, how: str, error: OSError) -> OutputError:

@@ -8,7 +8,7 @@ import tf_keras as keras
 from data.spec import Spec, Task
 from modules.embeddings.knowledge import ITEM, USER
 from modules.embeddings.table import EmbeddingTable
-from modules.features import DOMAIN, Batch
+from modules.features import DOMAIN, Batch, trained_targets
 from modules.layers.plug_in import PlugIn
 from modules.models.can import can_towers
 from modules.models.encoder import Events
@@ -81,7 +81,7 @@ class KeepC(keras.layers.Layer):
         """The extraction model's losses where CAN answers, at the sub-domain's targets; these
         weigh as much as others do in the tasks' losses, which are means over all targets."""
         logits = {task.name: outputs[f"${task.name}"] for task in self._extracted.tasks}
-        every = batch["target_mask"]
+        every = trained_targets(batch)
         losses, inside = task_losses(self._extracted, logits, batch, every & batch[DOMAIN])
         _, counts = task_losses(self._extracted, logits, batch, every)
         weights = {

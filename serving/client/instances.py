@@ -72,7 +72,7 @@ def _json_lines(file: BinaryIO, write: _Write) -> Iterator[bytes]:
             continue
         place = f"{file.name}, line {number}"
         try:
-            features = json.loads(line)
+            features = json.loads(line.decode("utf-8-sig"))
             if not isinstance(features, dict):
                 raise ExampleError('one JSON object a line: {"feature": value or list, ...}')
             yield write(features)
@@ -84,5 +84,5 @@ def _json_lines(file: BinaryIO, write: _Write) -> Iterator[bytes]:
             raise InstancesError(
                 f"{place}: {_NOT_JSON} ({error.msg}, column {error.colno})"
             ) from None
-        except UnicodeDecodeError:
+        except UnicodeError:
             raise InstancesError(f"{place}: {_NOT_JSON} (no UTF-8 text)") from None

@@ -24,6 +24,8 @@ def check_free(host: str, port: int, flag: str) -> None:
     except OverflowError:
         raise OSError(f"{flag}={port}: ports are 0 to 65535") from None
     except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:  # no IPv6 here: gRPC's [::] is then 0.0.0.0
+            return
         if error.errno == errno.EADDRINUSE:
             raise OSError(f"{flag}={port}: {host}:{port} is taken; give another") from None
         reason = error.strerror

@@ -5,6 +5,7 @@ one is picked up while running, without a failed request. --model_config_file se
 SIGTERM drains and stops it.
 """
 
+import faulthandler
 import importlib.metadata
 import logging
 import os
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     Returns:
       The exit code otherwise: 0 for --help and --version, 1 failed, 2 asked for wrongly.
     """
+    faulthandler.enable()  # TensorFlow's library may die of a signal: then with a Python stack
     if {"-h", "--help"} & set(argv[1:]):
         print(f"{__doc__}{absl_flags.FLAGS.module_help(flags)}")
         return 0

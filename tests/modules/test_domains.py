@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from data.spec import SpecError
-from modules.features import DOMAIN, as_ragged, pad, select_split
+from modules.features import DOMAIN, HELD_OUT, as_ragged, pad, select_split
 from modules.layers.cross_connections import CrossConnections
 from modules.layers.gradient_reversal import reverse_gradient
 from modules.models.can import can_towers
@@ -36,7 +36,7 @@ def spec_of(architecture, domain=None, **overrides):
         | overrides
         | {
             "model": sizes | {"architecture": architecture} | overrides.get("model", {}),
-            "training": {"pretrain": {"epochs": 0}},
+            "training": {"pretrain": {"epochs": 0}} | overrides.get("training", {}),
             "domain": {"channel": "item", "values": ["1"]} | (domain or {}),
         }
     )
@@ -45,6 +45,27 @@ def spec_of(architecture, domain=None, **overrides):
 def batch_of(spec, num_events=EVENTS, num_targets=TARGETS, **changes):
     features = random_instances(spec, num_events, num_targets)
     return pad(as_ragged(features | changes, spec), spec)
+
+
+@pytest.mark.parametrize("architecture", ["can", "keep_c", "conet", "darec"])
+def test_no_label_of_users_held_out_is_in_what_bilevel_trains_on(architecture):
+    """Whoever adds a loss of their own to the tasks'."""
+    spec = spec_of(architecture, training={"finetune": {"weighting": "bilevel"}})
+    batch = batch_of(spec)
+    model = UserModel(spec, ROWS)
+    model.make_variables(batch)
+
+    def total(row, held_out):
+        label = batch["label_click"].numpy()
+        label[row] = 1 - label[row]
+        changed = {"label_click": tf.constant(label), HELD_OUT: tf.constant(held_out)}
+        tf.random.set_seed(0)
+        return multi_task_loss(model, batch | changed)[0].numpy()
+
+    rest = [False, False, True, False]
+    flipped = [total(row, rest) for row in (2, [])]
+    assert flipped[0] == flipped[1]
+    assert total(1, rest) != flipped[1]  # a label that is trained on counts
 
 
 def test_only_the_domains_labels_teach_where_it_is_trained_on_alone():

@@ -111,6 +111,9 @@ def test_bad_files(tmp_path):
     (tmp_path / "users.parquet").write_bytes(b"PAR1\x15\x04\x15\xd0\x0f\x15\xc6")
     with pytest.raises(InstancesError, match=r"users\.parquet, line 1: not JSON: .*TFRecords"):
         read(tmp_path / "users.parquet")
+    (tmp_path / "half.jsonl").write_bytes(b'{"x": "\xed\xa0\x80"}\n')  # half a surrogate pair
+    with pytest.raises(InstancesError, match=r"half\.jsonl, line 1: not JSON"):
+        read(tmp_path / "half.jsonl")
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(InstancesError, match="one JSON object a line"):
         read(tmp_path / "list.jsonl")

@@ -50,6 +50,12 @@ def test_a_run_beside_its_own_events_is_taken(tmp_path, data):
     _write(tmp_path, "events/a.csv", "shop.yaml").require_for("shop", str(tmp_path / data))
 
 
+def test_events_beside_the_folder_make_nothing_its_own(tmp_path):
+    layout = _write(tmp_path / "thesis", "thesis.md")
+    with pytest.raises(OutputError, match="holds files, and none of a run"):
+        layout.require_for("shop", str(tmp_path / "thesis" / ".." / "events"))
+
+
 @pytest.mark.parametrize("data", ["", "."])
 def test_a_run_is_of_one_spec(tmp_path, data):
     layout = _write(tmp_path, "notes.txt")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from data.spec import Spec, Task
-from modules.features import HELD_OUT, Batch
+from modules.features import Batch, trained_targets
 from modules.objectives.task_loss import task_loss, task_losses, weighted_total
 from modules.objectives.weighting.lambdas import Lambdas
 from modules.objectives.weighting.method import LogitsOf, Weighted
@@ -29,7 +29,8 @@ class Bilevel(tf.Module):
 
     F is of an eighth of the training users, chosen by a hash (`batch["held_out"]`), whose labels
     no weight is ever trained on: rows that take turns would have been learnt by heart after an
-    epoch, and couldn't tell a task that overfits. That is what λ cost.
+    epoch, and couldn't tell a task that overfits. That is what λ cost. Where none of them has
+    both labels of a task, nothing moves its λ.
     """
 
     def __init__(self, spec: Spec):
@@ -41,12 +42,13 @@ class Bilevel(tf.Module):
         self, user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor
     ) -> Weighted:
         del step
-        mask_BK, held_out_B1 = batch["target_mask"], batch[HELD_OUT][:, tf.newaxis]
+        trained_BK = trained_targets(batch)
+        held_out_BK = batch["target_mask"] & ~trained_BK
 
         def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = logits_of(user_BKD)
-            losses, _ = task_losses(self._spec, logits, batch, mask_BK & ~held_out_B1)
-            validation = validation_loss(self._spec.tasks, logits, batch, mask_BK & held_out_B1)
+            losses, _ = task_losses(self._spec, logits, batch, trained_BK)
+            validation = validation_loss(self._spec.tasks, logits, batch, held_out_BK)
             return {_VALIDATION: validation} | losses
 
         losses, gradients_NP = shared_gradients(losses_of, user_BKD)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from data.spec import Spec
 from modules.embeddings.table import NUM_RESERVED, ids_key, rows_key
-from modules.features import Batch, as_ragged, pad
+from modules.features import HELD_OUT, Batch, as_ragged, pad
 from modules.models.tables import table_dim
 from modules.training.input.localize import large_tables, localize
 from modules.training.planning.size import BatchSize
@@ -50,7 +50,10 @@ def synthetic_batch(spec: Spec, rows: Mapping[str, int], size: BatchSize) -> Bat
     for task in spec.tasks:
         labels = rng.integers(0, len(task.classes or "01"), targets).astype(np.float32)
         instances[task.label_feature] = ragged(labels, size.targets)
-    return pad(as_ragged(instances, spec), spec)
+    batch = pad(as_ragged(instances, spec), spec)
+    if HELD_OUT in batch:
+        batch[HELD_OUT] = tf.range(size.instances) % 8 == 0  # the share that training has
+    return batch
 
 
 def with_empty_rows(batch: Batch, spec: Spec, rows: Mapping[str, int]) -> Batch:
