@@ -1,11 +1,12 @@
-"""KEEP's Tables 2 and 7 on the simulator: GAUC of clicks in a sub-domain, model by model.
+"""KEEP's Tables 2 to 4 and 6 to 8 on the simulator: GAUC of clicks in a sub-domain, row by row.
 
     python -m benchmarks.quality.keep --output=runs/keep --users=6000 --seeds=0,1,2
 
 The super-domain is all traffic, the sub-domain that of two pages. KEEP's two extraction models
 (eq. 6: a decomposed and a degenerate one) learn from the first 60 days, each in its own run; all
 downstream models from the 20 days after, with the same instances, epochs and seeds (`compare`),
-and are tested on the last 10. What is finished isn't repeated.
+and are tested on the last 10. `compare` writes `page.md` and `page.html` there: the rows of all
+tables, and Table 7 as GAUC by activity. What is finished isn't repeated.
 """
 
 from __future__ import annotations
@@ -14,32 +15,20 @@ from tfx_pipeline import environment
 
 environment.prepare()  # Before TensorFlow is imported.
 
-import collections  # noqa: E402
 import datetime  # noqa: E402
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
 from absl import app, flags  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 
 from data.simulator import simulate  # noqa: E402
 from data.simulator.channels import simulator_spec  # noqa: E402
 from data.simulator.population import NUM_SLOTS, START_MS  # noqa: E402
-from modules.metrics.activity import bucket_names, bucket_of  # noqa: E402
-from modules.metrics.gauc import gauc  # noqa: E402
-from modules.models.architectures import ARCHITECTURES  # noqa: E402
-from tfx_pipeline.comparison import trials  # noqa: E402
-from tfx_pipeline.comparison.finished_run import finished_run  # noqa: E402
-from tfx_pipeline.comparison.variants import parse_variants  # noqa: E402
-from tfx_pipeline.layout import Layout  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string("output", "runs/keep", "Folder of all of it.")
 _USERS = flags.DEFINE_integer("users", 6_000, "Simulated users.", 100)
@@ -68,78 +57,100 @@ _ROWS = {
     "bert4rec": _PRETRAINED,
     "s3-rec": f"{_PRETRAINED},training.pretrain.objective:s3,{_S3}.item:product,"
     f"{_S3}.attributes:[category,merchant]",
-    "keep": f"model.architecture:can,{_OWN}",
 }
-"""Of Table 2, as `compare` is told."""
+"""Of Table 2, as `compare` is told: what plugs nothing in."""
+
+
+class _Knowledge(NamedTuple):
+    """What is extracted, and what of it is plugged in.
+
+    Attributes:
+      kinds: files of vectors.
+      tasks: that the extraction models learn; credit_pay stands for the paper's cart.
+      days: of the super-domain, the last ones. (Labels begin at the 36th of 60.)
+    """
+
+    kinds: tuple[str, ...] = ("user", "item", "user_category")
+    tasks: tuple[str, ...] = ("click", "conversion", "credit_pay")
+    days: int = _SUPER_DAYS
+
+    @property
+    def extraction(self) -> str:
+        """Names the runs and folders; those with the same name differ in `kinds` at most."""
+        return f"{'_'.join(self.tasks)}_{self.days}"
+
+
+_PLUGGED_IN = {
+    "keep": _Knowledge(),
+    "keep-u": _Knowledge(kinds=("user",)),  # Table 3
+    "keep-u-i": _Knowledge(kinds=("user", "item")),  # Table 3; Table 8's decomposition
+    "keep-uc": _Knowledge(kinds=("user_category",)),  # Table 8's degeneration
+    "keep-click": _Knowledge(tasks=("click",)),  # Table 4
+    "keep-click-conversion": _Knowledge(tasks=("click", "conversion")),
+    "keep-6-days": _Knowledge(days=6),  # Table 6
+    "keep-12-days": _Knowledge(days=12),
+}
+"""`can` as the base is, with these vectors."""
 
 
 def main(argv: list[str]) -> None:
     del argv
     output = pathlib.Path(_OUTPUT.value).absolute()
-    _data(output)
-    knowledge = output / "extracted" / "1"
-    for name, spec in (("items", _extraction(False)), ("categories", _extraction(True))):
-        _run(output, name, spec, "super")
-        _command("extract", f"--output={output / name}", f"--to={knowledge}")
-    _run(output, "downstream", _downstream(knowledge), "sub")
-    run = output / "downstream"
-    wanted = _MODELS.value or list(_ROWS)
-    models = ",".join(f"{name}={_ROWS[name]}" for name in wanted)
-    seeds = ",".join(_SEEDS.value)
-    _command("compare", f"--run={run}", f"--models={models}", f"--seeds={seeds}")
-    found = _predictions(run, models)
-    table = Table("events", *found, box=None)
-    for place, group in enumerate(["all", *bucket_names(_EDGES)]):
-        values = {
-            name: np.array([_gauc(one, place - 1) for one in of_seeds])
-            for name, of_seeds in found.items()
-        }
-        table.add_row(group, *(f"{v.mean():.4f} ± {v.std():.4f}" for v in values.values()))
-    Console(width=200).print(table)
+    wanted = _MODELS.value or [*_ROWS, *_PLUGGED_IN]
+    unknown = [name for name in wanted if name not in _ROWS and name not in _PLUGGED_IN]
+    if unknown:
+        raise app.UsageError(f"--models={','.join(unknown)}: {', '.join([*_ROWS, *_PLUGGED_IN])}")
+    simulate(output / "simulated", num_users=_USERS.value, mean_events=_EVENTS.value)
+    run = _run(output, _downstream(_vectors(output, _Knowledge())), _days(output, _SUPER_DAYS))
+    models = _ROWS | {
+        name: f"model.architecture:can,{_OWN},knowledge.path:{_vectors(output, _PLUGGED_IN[name])}"
+        for name in wanted
+        if name in _PLUGGED_IN
+    }
+    _command(
+        "compare",
+        f"--run={run}",
+        f"--models={','.join(f'{name}={models[name]}' for name in wanted)}",
+        f"--seeds={','.join(_SEEDS.value)}",
+        f"--output={output / 'page'}",
+    )
 
 
-def _predictions(run: pathlib.Path, models: str) -> dict[str, list[pa.Table]]:
-    """Of every seed of every model, where `compare` left them."""
-    layout = Layout(run)
-    finished = finished_run(layout)
-    pretrained = lambda word: ARCHITECTURES[word].pretraining is not None  # noqa: E731
-    variants = parse_variants(models, finished.spec, {}, pretrained)
-    seeds = [int(seed) for seed in _SEEDS.value]
-    found = collections.defaultdict(list)
-    for trial in trials.plan(variants, seeds, finished, layout.comparison):
-        found[trial.model].append(trials.predictions_of(trial))
-    return found
+def _vectors(output: pathlib.Path, wanted: _Knowledge) -> pathlib.Path:
+    """A folder of these vectors, extracted unless they are there."""
+    all_kinds = output / "extracted" / wanted.extraction / "1"
+    for degenerate, kinds in ((False, ("user", "item")), (True, ("user_category",))):
+        if not all((all_kinds / f"{kind}.parquet").exists() for kind in kinds):
+            data = _days(output, _SUPER_DAYS - wanted.days, _SUPER_DAYS)
+            run = _run(output, _extraction(wanted, degenerate), data)
+            _command("extract", f"--output={run}", f"--to={all_kinds}")
+    folder = output / "extracted" / wanted.extraction / "-".join(wanted.kinds)
+    folder.mkdir(exist_ok=True)
+    for kind in wanted.kinds:
+        (folder / f"{kind}.parquet").write_bytes((all_kinds / f"{kind}.parquet").read_bytes())
+    return folder
 
 
-def _gauc(predictions: pa.Table, bucket: int) -> float:
-    """GAUC of the users whose activity falls into a bucket; of all for -1."""
-    if bucket >= 0:
-        of_target = bucket_of(predictions["activity"].to_numpy(), _EDGES)
-        predictions = predictions.filter(pa.array(of_target == bucket))
-    users = pc.dictionary_encode(predictions["user_id"].combine_chunks()).indices.to_numpy()
-    return gauc(users, predictions["label"].to_numpy(), predictions["score"].to_numpy())
+def _days(output: pathlib.Path, first: int, end: int | None = None) -> pathlib.Path:
+    """A folder of the simulated events from a day on, and until one."""
+    folder = output / f"days_{first}_{end or 'on'}"
+    folder.mkdir(exist_ok=True)
+    for path in sorted((output / "simulated").glob("*.parquet")):
+        target = folder / path.name
+        if not target.exists():
+            table = pq.read_table(path)
+            if path.name.startswith("events-"):
+                day = pc.divide(pc.subtract(table["time_ms"], START_MS), _DAY_MS)
+                wanted = pc.greater_equal(day, first)
+                table = table.filter(pc.and_(wanted, pc.less(day, end)) if end else wanted)
+            pq.write_table(table, target)
+    return folder
 
 
-def _data(output: pathlib.Path) -> None:
-    """Simulated events, cut at the day that the super-domain ends."""
-    simulate(output / "data", num_users=_USERS.value, mean_events=_EVENTS.value)
-    for domain in ("super", "sub"):
-        (output / domain).mkdir(exist_ok=True)
-        for path in sorted((output / "data").glob("events-*.parquet")):
-            target = output / domain / path.name
-            if not target.exists():
-                events = pq.read_table(path)
-                early = pc.less(events["time_ms"], _moment_ms(_SUPER_DAYS))
-                pq.write_table(
-                    events.filter(early if domain == "super" else pc.invert(early)), target
-                )
-        users = output / domain / "users.parquet"
-        users.write_bytes((output / "data" / "users.parquet").read_bytes())
-
-
-def _extraction(degenerate: bool) -> dict[str, Any]:
+def _extraction(wanted: _Knowledge, degenerate: bool) -> dict[str, Any]:
     """KEEP's concise model (§4.2.1): behaviours, item, shop, category; or the category alone."""
-    spec = _spec("categories" if degenerate else "items", _SUPER_TEST_FROM)
+    kind = "categories" if degenerate else "items"
+    spec = _spec(f"{kind}_{wanted.extraction}", _SUPER_TEST_FROM)
     read = {"event", "product", "category", "merchant", "click", "conversion"}
     offered = {"category"} if degenerate else {"product", "category", "merchant"}
     spec["channels"] = [
@@ -148,7 +159,7 @@ def _extraction(degenerate: bool) -> dict[str, Any]:
         if (c["scope"] == "sequence" and c["name"] in read)
         or (c["scope"] == "candidate" and c["name"] in offered)
     ]
-    spec["tasks"] = [t for t in spec["tasks"] if t["per"] == "impression"]
+    spec["tasks"] = [t for t in spec["tasks"] if t["name"] in wanted.tasks]
     item = "category" if degenerate else "product"
     spec["knowledge"] = {"item": item, "category": "category"}
     spec["model"]["architecture"] = "din" if degenerate else "two_tower"
@@ -192,10 +203,12 @@ def _moment_ms(day: int) -> int:
     return START_MS + day * _DAY_MS
 
 
-def _run(output: pathlib.Path, name: str, spec: dict[str, Any], domain: str) -> None:
-    path = output / f"{name}.yaml"
+def _run(output: pathlib.Path, spec: dict[str, Any], data: pathlib.Path) -> pathlib.Path:
+    folder = output / spec["name"]
+    path = output / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
-    _command("run", f"--spec={path}", f"--data={output / domain}", f"--output={output / name}")
+    _command("run", f"--spec={path}", f"--data={data}", f"--output={folder}")
+    return folder
 
 
 def _command(*arguments: str) -> None:

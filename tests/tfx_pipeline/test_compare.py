@@ -197,6 +197,36 @@ def test_the_reference_is_never_marked_and_others_are_against_it(scores):
     assert found["base"]["buy"].text.endswith("**")
 
 
+def test_gauc_by_activity_is_that_of_each_buckets_users_alone():
+    """Users below 30 are told apart by `good` alone; of the rest nobody knows anything."""
+
+    def half_known(trial: Trial) -> pa.Table:
+        table = made_up(trial)
+        score = np.where(table["activity"].to_numpy() < 30, table["score"].to_numpy(), 0.5)
+        return table.set_column(4, "score", pa.array(score))
+
+    every = trials_of("base", "good")
+
+    def table_of(predictions):
+        of = {}
+        for name, low, high in (("[0, 30)", 0, 30), ("30+", 30, 60)):
+
+            def within(trial, low=low, high=high):
+                table = predictions(trial)
+                activity = table["activity"].to_numpy()
+                return table.filter((activity >= low) & (activity < high))
+
+            of[name] = tables.Scores(every, within)
+        return tables.activity_table(of, "base")
+
+    table = table_of(half_known)
+    assert table.header == ["model", "[0, 30)", "30+"]
+    by_model = {row[0].text: row[1:] for row in table.rows}
+    assert by_model["good"][0].best and by_model["good"][0].text.endswith("**")
+    assert [by_model[model][1].text for model in by_model] == ["0.5000 ± 0.0000"] * 2
+    assert "mean over tasks" in table.note  # buy and vip
+
+
 def test_lower_log_loss_is_better(scores):
     assert cells(scores, "Log loss (nats)")["good"]["buy"].best
 

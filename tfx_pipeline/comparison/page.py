@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.spec import Spec, Task
+from modules.metrics.activity import bucket_names, bucket_of
 from tfx_pipeline.comparison import label_frequency, tables, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun
 from tfx_pipeline.comparison.provenance import provenance
@@ -36,6 +37,8 @@ def page_of(
         for model in models
     }
     scores = _scores(every, run)
+    edges = run.spec.evaluation.activity_edges
+    by_activity = tables.activity_table(_scores_by_activity(every, edges), reference)
     return Comparison(
         f"{run.spec.name}: {len(models)} models side by side",
         [
@@ -47,7 +50,11 @@ def page_of(
             ("budget", tables.budget(outcomes)),
             *_made([one for of in outcomes.values() for one in of]),
         ],
-        [*tables.quality_tables(scores, reference), tables.cost_table(models, outcomes)],
+        [
+            *tables.quality_tables(scores, reference),
+            *([by_activity] if by_activity else []),
+            tables.cost_table(models, outcomes),
+        ],
         _figures(scores, outcomes, every),
         tables.notes(reference),
     )
@@ -75,6 +82,20 @@ def _scores(every: Sequence[Trial], run: FinishedRun) -> tables.Scores:
         return answers if trial.model == label_frequency.NAME else trials.predictions_of(trial)
 
     return tables.Scores([*every, *without], predictions_of)
+
+
+def _scores_by_activity(every: Sequence[Trial], edges: Sequence[int]) -> dict[str, tables.Scores]:
+    """Of each bucket's users alone, where there are any."""
+    found = {}
+    for bucket, name in enumerate(bucket_names(edges)):
+
+        def of_bucket(trial: Trial, bucket: int = bucket) -> pa.Table:
+            table = trials.predictions_of(trial)
+            return table.filter(bucket_of(table["activity"].to_numpy(), edges) == bucket)
+
+        if of_bucket(every[0]).num_rows:
+            found[name] = tables.Scores(every, of_bucket)
+    return found
 
 
 def _of_tasks(having: Mapping[str, tuple[Task, Trial]], spec: Spec) -> Spec:

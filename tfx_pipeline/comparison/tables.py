@@ -134,6 +134,24 @@ def quality_tables(scores: Scores, reference: str) -> list[Table]:
     return tables
 
 
+def activity_table(by_activity: Mapping[str, Scores], reference: str) -> Table | None:
+    """GAUC by how many events a user has (KEEP Table 7); None where no task has one.
+
+    Args:
+      by_activity: what is known of each bucket's users alone, by its name.
+    """
+    every = list(by_activity.values())
+    tasks = dict.fromkeys([MEAN, *(task for scores in every for task in scores.tasks)])
+    task = next((t for t in tasks if any(_any(scores, t, "gauc") for scores in every)), None)
+    if task is None:
+        return None
+    columns = [_column(scores, task, "gauc", reference) for scores in every]
+    rows = [[Cell(m), *(column[m] for column in columns)] for m in every[0].models]
+    of = "The mean over tasks" if task == MEAN else f"Of {task}"
+    note = f"{of}; by the number of the user's events that training may see."
+    return Table("GAUC by activity", ["model", *by_activity], rows, note)
+
+
 def cost_table(models: Sequence[str], outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     """A row a model; steps are of one training."""
     phases = list(dict.fromkeys(p for of in outcomes.values() for one in of for p in one.steps))
