@@ -12,6 +12,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 import absl.logging
 import rich.console
@@ -19,6 +20,12 @@ import rich.console
 _STACKS = ("Traceback (most recent call last):", "in user code:")
 _SAID = re.compile(r"^\s*[\w.]+(?:Error|Exception): (.*?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 _WIDTH = 400
+
+
+def width_for(file: IO[str]) -> int | None:
+    """Columns for a console: a terminal's own. Elsewhere (CI, a pipe, a file) rich would take 80,
+    which breaks paths and cuts numbers in tables."""
+    return None if file.isatty() else 160
 
 
 @contextlib.contextmanager
@@ -34,9 +41,9 @@ def redirected(log_path: pathlib.Path) -> Iterator[rich.console.Console]:
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     stdout = os.fdopen(kept[1], "w", encoding="utf-8", closefd=False)
-    # Outside a terminal (CI, a file) rich would wrap at 80 columns and break paths.
-    width = None if stdout.isatty() else 160
-    console = rich.console.Console(file=stdout, width=width, highlight=False, soft_wrap=True)
+    console = rich.console.Console(
+        file=stdout, width=width_for(stdout), highlight=False, soft_wrap=True
+    )
     for descriptor in kept:
         os.dup2(log, descriptor)
     os.close(log)

@@ -14,7 +14,7 @@ def _plan(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "tfx_pipeline", "plan", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

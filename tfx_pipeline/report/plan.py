@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping
 
 import psutil
@@ -14,11 +15,12 @@ from modules.training.cluster.config import Role
 from modules.training.planning.memory import ProcessMemory, gib, too_large
 from modules.training.planning.plan import Plan
 from modules.training.planning.speed import Speed
+from tfx_pipeline.quiet import width_for
 
 
 def print_plan(plan: Plan, spec: Spec, timed: Speed | None, limits: Mapping[Role, int]) -> None:
     """Prints everything; what doesn't fit comes last, in red."""
-    console = rich.console.Console(highlight=False)
+    console = rich.console.Console(width=width_for(sys.stdout), highlight=False)
     size, known = plan.size, plan.parameters
     console.print(
         f"{spec.name}, {plan.phase}, {plan.cluster.placement}: batches of {size.instances:,}"
