@@ -53,3 +53,11 @@ def test_a_billion_ids_are_planned_on_this_machine():
     assert needed["ps 0"] > 10**9 // 2 * (16 * 4 + 4 + 1)
     tier = next(fit for fit in plan["fits"] if fit["placement"] == "hybrid")
     assert tier["ps"] * 4 * 2**30 > 10**9 * (16 * 4 + 4 + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_pipe_cuts_no_number():
+    asked = _plan("--spec=deploy/plans/billion_ids.yaml", "--memory=4GiB")
+    assert asked.returncode == 0, asked.stderr
+    assert "1,000,000,003" in asked.stdout and "16,000,000,048" in asked.stdout
