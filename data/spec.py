@@ -294,11 +294,12 @@ class Finetuning(Phase):
     one after the other (PeterRec §4.1, MTL)."""
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
-    the task's `weight`, or, of gradnorm and bilevel, start there. bilevel trains on no label of an
-    eighth of the users, whom it validates on: with few users λ have little to go by."""
+    the task's `weight`, or, of gradnorm, start there; of bilevel, start there over the norm of the
+    task's gradient. bilevel trains on no label of an eighth of the users, whom it validates on,
+    until the last third of the epochs: with few users λ have little to go by."""
     weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
-    1 unless given."""
+    unless given 1, of bilevel 10."""
 
     @pydantic.model_validator(mode="after")
     def _rates_go_with_learned_weights(self) -> Finetuning:

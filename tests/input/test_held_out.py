@@ -17,11 +17,11 @@ def transformed(tmp_path_factory) -> Transformed:
     return write_transformed(tmp_path_factory.mktemp("transformed"), 400)
 
 
-def _batch(transformed, weighting: str, split: str, order: np.ndarray):
-    spec = make_spec(training={"finetune": {"weighting": weighting}})
+def _batch(transformed, weighting: str, split: str, order: np.ndarray, epoch=0, epochs=1):
+    spec = make_spec(training={"finetune": {"weighting": weighting, "epochs": epochs}})
     records = tf.data.TFRecordDataset(sorted(transformed.files), "GZIP")
     serialized = next(iter(records.batch(400)))
-    return padder(transformed.output, spec, split)(tf.gather(serialized, order))
+    return padder(transformed.output, spec, split, epoch)(tf.gather(serialized, order))
 
 
 def test_an_eighth_of_the_users_is_held_out_whatever_batch_they_are_in(transformed):
@@ -38,3 +38,11 @@ def test_nobody_is_held_out_of_an_evaluation_or_for_other_weightings(transformed
     given = np.arange(400)
     assert not _batch(transformed, "bilevel", "eval", given)[HELD_OUT].numpy().any()
     assert HELD_OUT not in _batch(transformed, "gradnorm", "train", given)
+
+
+@pytest.mark.parametrize(("epochs", "released"), [(1, 1), (2, 2), (3, 2), (6, 4)])
+def test_the_last_third_of_the_epochs_holds_nobody_out(transformed, epochs, released):
+    given = np.arange(400)
+    for epoch in range(epochs):
+        held_out = _batch(transformed, "bilevel", "train", given, tf.constant(epoch), epochs)
+        assert held_out[HELD_OUT].numpy().any() == (epoch < released)

@@ -66,7 +66,7 @@ class Tiny:
     def outer(self, weights):
         batch = self.batches["b"]
         given = self.logits("b", weights), batch, batch["target_mask"]
-        return bilevel.validation_loss(self.seen, *given)
+        return tf.add_n([*bilevel.validation_losses(self.seen, *given).values()])
 
     def exact(self, eta, trained):
         """dF(θ')/dλ through the inner step, θ the first `trained` weights."""
@@ -112,7 +112,7 @@ def test_the_hypergradient_ranks_tasks_as_the_exact_one_where_heads_are_trained_
     np.testing.assert_array_equal(np.argsort(approximate), np.argsort(exact))
 
 
-def test_bilevel_gives_lambda_the_hypergradient_and_the_model_the_weighted_losses():
+def test_bilevel_gives_shares_the_hypergradient_and_the_model_the_weighted_losses():
     spec = spec_of("bilevel", 2.0, 0.5, 1.0, weighting_rate=2.0)
     method = WEIGHTINGS["bilevel"](spec)
     method.lambdas.log_lambda.assign([0.1, -0.3, 0.2])
@@ -122,20 +122,56 @@ def test_bilevel_gives_lambda_the_hypergradient_and_the_model_the_weighted_losse
 
     def losses_of(user_BKD):
         logits = logits_of(user_BKD)
-        outer = bilevel.validation_loss(spec.tasks, logits, batch, mask & held_out)
-        return {"": outer} | task_losses(spec, logits, batch, mask & ~held_out)[0]
+        outer = bilevel.validation_losses(spec.tasks, logits, batch, mask & held_out)
+        losses, _ = task_losses(spec, logits, batch, mask & ~held_out)
+        return losses | {f"F {name}": value for name, value in outer.items()}
 
     losses, gradients = shared_gradients(losses_of, user_BKD)
+    inner, outer = gradients.numpy()[:3], gradients.numpy()[3:]
+    norms = np.linalg.norm(inner, axis=1)
     softmax = np.array([2.0, 0.5, 1.0]) * np.exp(2 * np.array([0.1, -0.3, 0.2]))
     softmax /= softmax.sum()
-    np.testing.assert_allclose([*got.lambdas.values()], 3.5 * softmax, rtol=1e-5)
-    inner = gradients[1:].numpy()
-    descent = -inner @ gradients[0].numpy()
-    descent /= np.linalg.norm(inner) * np.linalg.norm(gradients[0])
+    lambdas = softmax / norms * 3.5 / (softmax / norms).sum()
+    np.testing.assert_allclose([*got.lambdas.values()], lambdas, rtol=1e-4)
+    units = inner / norms[:, None]
+    outer /= np.linalg.norm(outer, axis=1, keepdims=True)
+    descent = -units @ outer.mean(0)
     by_softmax = 3.5 * 2 * softmax * (descent - softmax @ descent)
     np.testing.assert_allclose(got.by_lambda[0], by_softmax, rtol=1e-4, atol=1e-6)
     named = [losses[task.name] for task in spec.tasks]
-    np.testing.assert_allclose(got.total, 3.5 * softmax @ np.array(named), rtol=1e-5)
+    np.testing.assert_allclose(got.total, lambdas @ np.array(named), rtol=1e-4)
+
+
+def test_bilevel_starts_with_gradients_in_the_ratio_of_the_weights():
+    spec = spec_of("bilevel", 2.0, 1.0, 1.0)
+    user_BKD, logits_of, batch, _ = problem(spec, missing=0.0)
+    louder = {"task_1": 100.0}
+
+    def of(user_BKD):
+        return {name: louder.get(name, 1.0) * x for name, x in logits_of(user_BKD).items()}
+
+    weighted = WEIGHTINGS["bilevel"](spec)(user_BKD, of, batch, tf.constant(0, tf.int64))
+
+    def losses_of(user_BKD):
+        mask = batch["target_mask"] & ~batch[HELD_OUT][:, None]
+        return task_losses(spec, of(user_BKD), batch, mask)[0]
+
+    norms = np.linalg.norm(shared_gradients(losses_of, user_BKD)[1], axis=1)
+    assert norms[1] > 20 * norms[0]
+    parts = norms * np.array([*weighted.lambdas.values()])
+    np.testing.assert_allclose(parts / parts[1], [2.0, 1.0, 1.0], rtol=1e-4)
+    assert float(sum(weighted.lambdas.values())) == pytest.approx(4.0, rel=1e-5)
+
+
+def test_a_task_without_labels_in_a_batch_weighs_nothing_in_it():
+    spec = spec_of("bilevel", 1.0, 2.0)
+    user_BKD, logits_of, batch, _ = problem(spec, missing=0.0)
+    batch["label_task_0"] = tf.fill(batch["label_task_0"].shape, np.nan)
+    method = WEIGHTINGS["bilevel"](spec)
+    weighted = method(user_BKD, logits_of, batch, tf.constant(0, tf.int64))
+    assert weighted.lambdas["task_0"] == 0
+    assert float(weighted.lambdas["task_1"]) == pytest.approx(3.0)
+    assert np.isfinite(weighted.total)
 
 
 def test_bilevel_trains_on_no_label_of_the_rows_it_validates_on():
@@ -208,7 +244,7 @@ def beside_noise(weighting, tmp_path, **finetune):
 def test_bilevel_finds_that_a_heavy_task_teaches_nothing_that_holds(tmp_path):
     """No training loss tells noise from a task: the rows held out do."""
     static, _ = beside_noise("static", tmp_path / "static")
-    learned, lambdas = beside_noise("bilevel", tmp_path / "bilevel", weighting_rate=3.0)
+    learned, lambdas = beside_noise("bilevel", tmp_path / "bilevel")
     assert max(static) < 0.9
     assert min(learned) > 0.95
     assert lambdas[2] < 50  # of 100, on average over the training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,29 +15,37 @@ from modules.objectives.weighting.method import LogitsOf, Weighted
 from modules.objectives.weighting.shared_gradients import shared_gradients
 from modules.replicas import share_of_mean, share_of_same, sum_over_replicas
 
-_VALIDATION = "validation loss"  # no task is called so
+_HELD_OUT = "held out"
 
 
 class Bilevel(tf.Module):
     """Max AUC_val(θ_λ, λ)  s.t.  θ_λ = argmin_θ Σ_k λ_k · L_k(θ)   (SuperMoE §3.3, eq. 9-10)
 
     The inner problem is one step of gradient descent, θ' = θ - η · Σ_k λ_k · ∇L_k(θ), the outer
-    loss F = Σ_k F_k the hinge surrogate of each task's 1 - AUC. λ descends the
-    `hypergradient`; the model then takes its step under λ, a constant there. λ start at the tasks'
-    `weight` and keep their sum. Approximate are, beside the single inner step: ∇F is taken at θ,
-    not θ' (first order: right as η → 0); and both gradients are by the last shared weights only
-    (`shared_gradients.py`).
+    loss F the sum of the hinge surrogates F_k of each task's 1 - AUC. λ follow the `hypergradient`;
+    the model then takes its step under λ, a constant there. Approximate are, beside the single
+    inner step: ∇F is taken at θ, not θ' (first order: right as η → 0); and both gradients are by
+    the last shared weights only (`shared_gradients.py`).
+
+    Of one norm is what the step sees of every task, and what λ see of every F_k:
+
+        λ_k = c · s_k / ‖∇L_k‖        F = Σ_k F_k / ‖∇F_k‖
+
+    with c such that λ keep the sum of the tasks' `weight`, where the shares s start; s is what is
+    learned. A loss of a target a user has a larger gradient than one of many targets, most of it
+    noise: without this it drowns the others, in the step and in F, before λ can tell.
 
     F is of an eighth of the training users, chosen by a hash (`batch["held_out"]`), whose labels
-    no weight is ever trained on: rows that take turns would have been learnt by heart after an
-    epoch, and couldn't tell a task that overfits. That is what λ cost. Where none of them has
-    both labels of a task, nothing moves its λ.
+    no weight is trained on until the last third of the epochs: rows that take turns would have
+    been learnt by heart after an epoch, and couldn't tell a task that overfits. Then nobody is
+    held out, s stay, and all labels are learned from. Where none of the rows held out has both
+    labels of a task, nothing moves its share.
     """
 
     def __init__(self, spec: Spec):
         super().__init__(name="bilevel")
         self._spec = spec
-        self.lambdas = Lambdas(spec)
+        self.lambdas = Lambdas(spec, rate=10.0)
 
     def __call__(
         self, user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor
@@ -45,24 +54,36 @@ class Bilevel(tf.Module):
         trained_BK = trained_targets(batch)
         held_out_BK = batch["target_mask"] & ~trained_BK
 
-        def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
+        def losses_of(user_BKD: tf.Tensor) -> dict[Any, tf.Tensor]:
             logits = logits_of(user_BKD)
             losses, _ = task_losses(self._spec, logits, batch, trained_BK)
-            validation = validation_loss(self._spec.tasks, logits, batch, held_out_BK)
-            return {_VALIDATION: validation} | losses
+            held_out = validation_losses(self._spec.tasks, logits, batch, held_out_BK)
+            return losses | {(_HELD_OUT, name): value for name, value in held_out.items()}
 
         losses, gradients_NP = shared_gradients(losses_of, user_BKD)
         losses = {task.name: losses[task.name] for task in self._spec.tasks}
-        lambda_K = self.lambdas()
-        # As unit vectors: the optimizer undoes any factor, but not what the clipping of a huge
-        # gradient would do to the model's.
-        descent_K = hypergradient(_unit(gradients_NP[0]), _unit(gradients_NP[1:]), 1.0)
-        fixed = dict(zip(losses, tf.unstack(tf.stop_gradient(lambda_K)), strict=True))
-        total = weighted_total(losses, fixed)
-        # Its value means nothing, its gradient by λ is `descent_K`.
-        outer = tf.reduce_sum(descent_K * (lambda_K - tf.stop_gradient(lambda_K)))
-        lambdas = {n: share_of_same(value) for n, value in fixed.items()}
-        return Weighted(total + share_of_same(outer), losses, lambdas)
+        inner_KP, outer_KP = tf.split(gradients_NP, 2)
+        share_K = self.lambdas()
+        lambda_K = balanced(tf.stop_gradient(share_K), tf.norm(inner_KP, axis=1))
+        fixed = dict(zip(losses, tf.unstack(lambda_K), strict=True))
+        # Divided by K, as a step's is: no longer than 1, which gradient clipping lets pass.
+        outer_P = tf.reduce_mean(_units(outer_KP), axis=0)
+        descent_K = hypergradient(outer_P, _units(inner_KP), 1.0)
+        # Its value means nothing, its gradient by the shares is `descent_K`.
+        outer = tf.reduce_sum(descent_K * (share_K - tf.stop_gradient(share_K)))
+        total = weighted_total(losses, fixed) + share_of_same(outer)
+        return Weighted(total, losses, {n: share_of_same(value) for n, value in fixed.items()})
+
+
+def balanced(share_K: tf.Tensor, norm_K: tf.Tensor) -> tf.Tensor:
+    """λ_k ∝ s_k / n_k with the sum of s, of the tasks that have a gradient; 0 of others.
+
+    Args:
+      share_K: float32, above 0.
+      norm_K: n_k = ‖∇L_k‖, float32.
+    """
+    lambda_K = tf.math.divide_no_nan(share_K, norm_K)
+    return tf.math.divide_no_nan(tf.reduce_sum(share_K) * lambda_K, tf.reduce_sum(lambda_K))
 
 
 def hypergradient(
@@ -82,18 +103,19 @@ def hypergradient(
     return -learning_rate * tf.linalg.matvec(inner_KP, outer_P)
 
 
-def validation_loss(
+def validation_losses(
     tasks: Sequence[Task], logits: Mapping[str, tf.Tensor], batch: Batch, mask_BK: tf.Tensor
-) -> tf.Tensor:
-    """F = Σ_k F_k over the targets of `mask_BK`; this replica's share.
+) -> dict[str, tf.Tensor]:
+    """F_k of every task over the targets of `mask_BK`; this replica's shares.
 
-    F_k is the hinge AUC of a binary task, and the loss of eq. 3 of others, which have no AUC.
+    The hinge AUC of a binary task, and the loss of eq. 3 of others, which have no AUC.
     """
-    parts = []
+    losses = {}
     for task in tasks:
         given = logits[task.name], batch[task.label_feature], mask_BK
-        parts.append(hinge_auc(*given) if task.type == "binary" else task_loss(task, *given)[0])
-    return tf.add_n(parts)
+        binary = task.type == "binary"
+        losses[task.name] = hinge_auc(*given) if binary else task_loss(task, *given)[0]
+    return losses
 
 
 def hinge_auc(logits_BK: tf.Tensor, labels_BK: tf.Tensor, mask_BK: tf.Tensor) -> tf.Tensor:
@@ -114,5 +136,6 @@ def hinge_auc(logits_BK: tf.Tensor, labels_BK: tf.Tensor, mask_BK: tf.Tensor) ->
     return share_of_mean(tf.reduce_sum(hinge_PQ), num_pairs)
 
 
-def _unit(x: tf.Tensor) -> tf.Tensor:
-    return tf.math.divide_no_nan(x, tf.norm(x))
+def _units(x_NP: tf.Tensor) -> tf.Tensor:
+    """Every row of norm 1, or 0."""
+    return tf.math.divide_no_nan(x_NP, tf.norm(x_NP, axis=1, keepdims=True))

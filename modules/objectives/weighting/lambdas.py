@@ -12,11 +12,14 @@ class Lambdas(tf.Module):
 
     v learns by the model's optimizer, AdamW without decay: what its gradients are multiplied by
     plays no part, so `weighting_rate` stands inside.
+
+    Args:
+      rate: unless the spec gives one.
     """
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Spec, rate: float = 1.0):
         super().__init__(name="lambdas")
-        self._rate = spec.training.finetune.weighting_rate or 1.0
+        self._rate = spec.training.finetune.weighting_rate or rate
         self._weights = [task.weight for task in spec.tasks]
         self.log_lambda = tf.Variable(lambda: tf.zeros([len(spec.tasks)]), name="log_lambda")
 

@@ -72,7 +72,7 @@ def epoch_batches(
         _units(shards, epoch, first_unit, end_unit)
         .flat_map(cut)
         .map(
-            padder(transform_output, spec, shards.split),
+            padder(transform_output, spec, shards.split, epoch),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

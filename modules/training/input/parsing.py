@@ -48,21 +48,24 @@ def parser(
 
 
 def padder(
-    transform_output: tft.TFTransformOutput, spec: Spec, split: str
+    transform_output: tft.TFTransformOutput, spec: Spec, split: str, epoch: int | tf.Tensor = 0
 ) -> Callable[[tf.Tensor], Batch]:
     """A function from serialized instances, string [n], to a batch of them, in that order.
 
-    To train with `weighting: bilevel` it says which of them are of users held out.
+    To train with `weighting: bilevel` it says which of them are of users held out: in the last
+    third of the epochs nobody is.
     """
     parse = parser(transform_output, spec, split)
     holds_out = split == "train" and spec.training.finetune.weighting == "bilevel"
+    epochs = spec.training.finetune.epochs
+    somebody_is = epoch < epochs - epochs // 3
 
     @tf.autograph.experimental.do_not_convert
     def padded(serialized: tf.Tensor) -> Batch:
         batch = pad(parse(serialized), spec, _LENGTH_MULTIPLE)
         if holds_out:
             of_user = users.place(serialized, transform_output, spec, users.HELD_OUT)
-            batch[HELD_OUT] = of_user < _HELD_OUT_SHARE
+            batch[HELD_OUT] = (of_user < _HELD_OUT_SHARE) & somebody_is
         return batch
 
     return padded
