@@ -5,8 +5,10 @@
 The super-domain is all traffic, the sub-domain that of two pages. KEEP's two extraction models
 (eq. 6: a decomposed and a degenerate one) learn from the first 60 days, each in its own run; all
 downstream models from the 20 days after, with the same instances, epochs and seeds (`compare`),
-and are tested on the last 10. `compare` writes `page.md` and `page.html` there: the rows of all
-tables, and Table 7 as GAUC by activity. What is finished isn't repeated.
+and are tested on the last 10. Their histories hold all traffic's events of these days, or, with
+`--own_histories`, the sub-domain's alone. `compare` writes `page.md` and `page.html` there (or
+`page_own_histories`): the rows of all tables, and Table 7 as GAUC by activity. What is finished
+isn't repeated.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ _USERS = flags.DEFINE_integer("users", 6_000, "Simulated users.", 100)
 _EVENTS = flags.DEFINE_float("events", 120.0, "Events a user on average.", 20.0)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the downstream models.")
 _MODELS = flags.DEFINE_list("models", None, "Some of the rows; all unless given.")
+_OWN_HISTORIES = flags.DEFINE_bool(
+    "own_histories",
+    False,
+    "The downstream models' histories hold the sub-domain's events alone, as its logs do; for the"
+    " rows that learn from its labels alone.",
+)
 _DAY_MS = 86_400_000
 _SUPER_DAYS, _TEST_FROM = 60, 80
 _SUPER_TEST_FROM = 57
@@ -96,23 +104,28 @@ _PLUGGED_IN = {
 def main(argv: list[str]) -> None:
     del argv
     output = pathlib.Path(_OUTPUT.value).absolute()
-    wanted = _MODELS.value or [*_ROWS, *_PLUGGED_IN]
-    unknown = [name for name in wanted if name not in _ROWS and name not in _PLUGGED_IN]
+    own = _OWN_HISTORIES.value
+    known = ["base", *_PLUGGED_IN] if own else [*_ROWS, *_PLUGGED_IN]
+    wanted = _MODELS.value or known
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise app.UsageError(f"--models={','.join(unknown)}: {', '.join([*_ROWS, *_PLUGGED_IN])}")
+        raise app.UsageError(f"--models={','.join(unknown)}: the rows are {', '.join(known)}")
     simulate(output / "simulated", num_users=_USERS.value, mean_events=_EVENTS.value)
-    run = _run(output, _downstream(_vectors(output, _Knowledge())), _days(output, _SUPER_DAYS))
-    models = _ROWS | {
-        name: f"model.architecture:can,{_OWN},knowledge.path:{_vectors(output, _PLUGGED_IN[name])}"
-        for name in wanted
-        if name in _PLUGGED_IN
-    }
+    knowledge = _vectors(output, _Knowledge())
+    run = _run(output, _downstream(knowledge, own), _days(output, _SUPER_DAYS))
+    models = dict(_ROWS)
+    for name in wanted:
+        if name in _PLUGGED_IN:
+            vectors = _vectors(output, _PLUGGED_IN[name])
+            models[name] = f"model.architecture:can,{_OWN},knowledge.path:{vectors}"
+    if own:  # all labels there are
+        models = {name: changes.replace(f",{_OWN}", "") for name, changes in models.items()}
     _command(
         "compare",
         f"--run={run}",
         f"--models={','.join(f'{name}={models[name]}' for name in wanted)}",
         f"--seeds={','.join(_SEEDS.value)}",
-        f"--output={output / 'page'}",
+        f"--output={output / ('page_own_histories' if own else 'page')}",
     )
 
 
@@ -167,11 +180,14 @@ def _extraction(wanted: _Knowledge, degenerate: bool) -> dict[str, Any]:
     return spec
 
 
-def _downstream(knowledge: pathlib.Path) -> dict[str, Any]:
-    """Of all traffic; `compare` makes the rows of it. Items are what pre-training predicts."""
-    spec = _spec("downstream", _TEST_FROM)
+def _downstream(knowledge: pathlib.Path, own_histories: bool) -> dict[str, Any]:
+    """Of which `compare` makes the rows. Items are what pre-training predicts."""
+    spec = _spec("downstream_own_histories" if own_histories else "downstream", _TEST_FROM)
     pages = [f"a{page}.b{slot}" for page in _PAGES for slot in range(NUM_SLOTS)]
-    spec["domain"] = {"channel": "spm", "values": pages}
+    if own_histories:
+        spec["source"]["where"] = {"column": "spm", "values": pages, "of": "events"}
+    else:
+        spec["domain"] = {"channel": "spm", "values": pages}
     spec["channels"] = [
         c | {"mask_prediction": c["scope"] == "sequence" and c["name"] == "product"}
         for c in spec["channels"]
