@@ -295,8 +295,9 @@ class Finetuning(Phase):
     weighting: Literal["static", "uncertainty", "gradnorm", "pcgrad", "bilevel"] = "static"
     """How the tasks' λ (eq. 9) are found (`modules/objectives/weighting`): they are a multiple of
     the task's `weight`, or, of gradnorm, start there; of bilevel, start there over the norm of the
-    task's gradient. bilevel trains on no label of an eighth of the users, whom it validates on,
-    until the last third of the epochs: with few users λ have little to go by."""
+    task's gradient. bilevel validates on an eighth of the users, and trains on no label of theirs
+    until the last third of the epochs (never with fewer than three): with few users λ have little
+    to go by."""
     weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
     unless given 1, of bilevel 10."""

@@ -164,11 +164,13 @@ def weigh_in_parts() -> None:
             tf.nest.map_structure(lambda v, i=i: strategy.experimental_local_results(v)[i], values)
             for i in range(2)
         )
-        if name == "bilevel":  # pairs rows of each replica
+        alone = weigh(WEIGHTINGS[name](spec), spec)
+        if name == "bilevel":  # what λ learn from pairs rows of each replica; what they are doesn't
             np.testing.assert_allclose(one[2][0], other[2][0], atol=1e-6)
             assert np.abs(one[2][0]).max() > 0
+            lambdas = [a + b for a, b in zip(one[1], other[1], strict=True)]
+            np.testing.assert_allclose(lambdas, [*alone.lambdas.values()], rtol=1e-4)
             continue
-        alone = weigh(WEIGHTINGS[name](spec), spec)
         np.testing.assert_allclose(one[0] + other[0], alone.total, rtol=1e-5)
         np.testing.assert_allclose(
             np.add(one[1], other[1]), [*alone.lambdas.values()], rtol=1e-5, err_msg=name

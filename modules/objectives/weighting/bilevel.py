@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -14,8 +13,6 @@ from modules.objectives.weighting.lambdas import Lambdas
 from modules.objectives.weighting.method import LogitsOf, Weighted
 from modules.objectives.weighting.shared_gradients import shared_gradients
 from modules.replicas import share_of_mean, share_of_same, sum_over_replicas
-
-_HELD_OUT = "held out"
 
 
 class Bilevel(tf.Module):
@@ -29,17 +26,18 @@ class Bilevel(tf.Module):
 
     Of one norm is what the step sees of every task, and what λ see of every F_k:
 
-        λ_k = c · s_k / ‖∇L_k‖        F = Σ_k F_k / ‖∇F_k‖
+        λ_k = s_k · n̄ / n_k        F = Σ_k F_k / ‖∇F_k‖        n_k = ‖∇L_k‖, n̄ = Σ s·n / Σ s
 
-    with c such that λ keep the sum of the tasks' `weight`, where the shares s start; s is what is
-    learned. A loss of a target a user has a larger gradient than one of many targets, most of it
-    noise: without this it drowns the others, in the step and in F, before λ can tell.
+    with shares s that start at the tasks' `weight` and keep their sum; s is what is learned, and to
+    it norms are constants (they are of the step's length). A loss of one target a user has a larger
+    gradient than one of many targets, most of it noise: without this it drowns the others, in the
+    step and in F, before λ can tell.
 
-    F is of an eighth of the training users, chosen by a hash (`batch["held_out"]`), whose labels
-    no weight is trained on until the last third of the epochs: rows that take turns would have
-    been learnt by heart after an epoch, and couldn't tell a task that overfits. Then nobody is
-    held out, s stay, and all labels are learned from. Where none of the rows held out has both
-    labels of a task, nothing moves its share.
+    F is of an eighth of the training users, chosen by a hash (`batch["held_out"]`): rows that take
+    turns would have been learnt by heart after an epoch, and couldn't tell a task that overfits.
+    Of three epochs or more, the last third holds nobody out: s stay, but for the optimizer's
+    momentum, and all labels are learned from. Where none of the rows held out has both labels of a
+    task, nothing moves its share.
     """
 
     def __init__(self, spec: Spec):
@@ -53,37 +51,45 @@ class Bilevel(tf.Module):
         del step
         trained_BK = trained_targets(batch)
         held_out_BK = batch["target_mask"] & ~trained_BK
+        names = [task.name for task in self._spec.tasks]
 
-        def losses_of(user_BKD: tf.Tensor) -> dict[Any, tf.Tensor]:
+        def losses_of(user_BKD: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = logits_of(user_BKD)
             losses, _ = task_losses(self._spec, logits, batch, trained_BK)
-            held_out = validation_losses(self._spec.tasks, logits, batch, held_out_BK)
-            return losses | {(_HELD_OUT, name): value for name, value in held_out.items()}
+            outer = validation_losses(self._spec.tasks, logits, batch, held_out_BK)
+            return losses | {_outer(name): value for name, value in outer.items()}
 
         losses, gradients_NP = shared_gradients(losses_of, user_BKD)
-        losses = {task.name: losses[task.name] for task in self._spec.tasks}
-        inner_KP, outer_KP = tf.split(gradients_NP, 2)
+        gradients = dict(zip(losses, tf.unstack(gradients_NP), strict=True))
+        inner_KP = tf.stack([gradients[name] for name in names])
+        outer_KP = tf.stack([gradients[_outer(name)] for name in names])
         share_K = self.lambdas()
         lambda_K = balanced(tf.stop_gradient(share_K), tf.norm(inner_KP, axis=1))
-        fixed = dict(zip(losses, tf.unstack(lambda_K), strict=True))
-        # Divided by K, as a step's is: no longer than 1, which gradient clipping lets pass.
-        outer_P = tf.reduce_mean(_units(outer_KP), axis=0)
-        descent_K = hypergradient(outer_P, _units(inner_KP), 1.0)
-        # Its value means nothing, its gradient by the shares is `descent_K`.
+        fixed = dict(zip(names, tf.unstack(lambda_K), strict=True))
+        losses = {name: losses[name] for name in names}
+        descent_K = hypergradient(tf.reduce_mean(_units(outer_KP), axis=0), _units(inner_KP), 1.0)
+        # Its value means nothing, its gradient by the shares is `descent_K`, over what log s is
+        # multiplied by: AdamW undoes it, but gradient clipping takes it together with the model's.
         outer = tf.reduce_sum(descent_K * (share_K - tf.stop_gradient(share_K)))
+        outer /= self.lambdas.steepness
         total = weighted_total(losses, fixed) + share_of_same(outer)
         return Weighted(total, losses, {n: share_of_same(value) for n, value in fixed.items()})
 
 
+def _outer(name: str) -> str:
+    return f"{name}, held out"
+
+
 def balanced(share_K: tf.Tensor, norm_K: tf.Tensor) -> tf.Tensor:
-    """λ_k ∝ s_k / n_k with the sum of s, of the tasks that have a gradient; 0 of others.
+    """λ_k = s_k · n̄ / n_k, n̄ the mean of n by s, of the tasks that have a gradient; 0 of others.
 
     Args:
       share_K: float32, above 0.
       norm_K: n_k = ‖∇L_k‖, float32.
     """
-    lambda_K = tf.math.divide_no_nan(share_K, norm_K)
-    return tf.math.divide_no_nan(tf.reduce_sum(share_K) * lambda_K, tf.reduce_sum(lambda_K))
+    there_K = tf.where(norm_K > 0, share_K, 0.0)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(there_K * norm_K), tf.reduce_sum(there_K))
+    return tf.math.divide_no_nan(there_K * mean, norm_K)
 
 
 def hypergradient(

@@ -51,7 +51,7 @@ def file_order_batches(
     return (
         blocks.flat_map(cut)
         .map(
-            padder(transform_output, spec, split),
+            padder(transform_output, spec, split, epoch=0),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -48,12 +48,12 @@ def parser(
 
 
 def padder(
-    transform_output: tft.TFTransformOutput, spec: Spec, split: str, epoch: int | tf.Tensor = 0
+    transform_output: tft.TFTransformOutput, spec: Spec, split: str, epoch: int | tf.Tensor
 ) -> Callable[[tf.Tensor], Batch]:
     """A function from serialized instances, string [n], to a batch of them, in that order.
 
-    To train with `weighting: bilevel` it says which of them are of users held out: in the last
-    third of the epochs nobody is.
+    To train with `weighting: bilevel` it says which of them are of users held out: of three epochs
+    or more, nobody is in the last third.
     """
     parse = parser(transform_output, spec, split)
     holds_out = split == "train" and spec.training.finetune.weighting == "bilevel"
