@@ -18,7 +18,7 @@ Ragged = dict[str, tf.RaggedTensor]
 DOMAIN = "target_domain"
 """Of each target, where the spec has a `domain`: whether it is the sub-domain's."""
 HELD_OUT = "held_out"
-"""Of each instance, under `weighting: bilevel`: validated on, its labels never trained on."""
+"""Of each instance, under `weighting: bilevel`: validated on, its labels not trained on."""
 _TRAIN, _EVAL = 0, 1
 
 
@@ -180,7 +180,7 @@ def pad(ragged: Ragged, spec: Spec, length_multiple: int = 1) -> Batch:
 
 
 def trained_targets(batch: Batch) -> tf.Tensor:
-    """Targets whose labels weights may learn from, bool [B, K]: none of a user held out."""
+    """Targets whose labels weights may learn from, bool [B, K]: none of a user now held out."""
     if HELD_OUT not in batch:
         return batch["target_mask"]
     return batch["target_mask"] & ~batch[HELD_OUT][:, tf.newaxis]

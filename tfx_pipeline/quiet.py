@@ -23,9 +23,9 @@ _WIDTH = 400
 
 
 def width_for(file: IO[str]) -> int | None:
-    """Columns for a console: a terminal's own. Elsewhere (CI, a pipe, a file) rich would take 80,
-    which breaks paths and cuts numbers in tables."""
-    return None if file.isatty() else 160
+    """Columns for a console: a terminal's own, or what COLUMNS says. Elsewhere (CI, a pipe, a file)
+    rich would take 80, which breaks paths and cuts numbers in tables."""
+    return None if file.isatty() or "COLUMNS" in os.environ else 200
 
 
 @contextlib.contextmanager

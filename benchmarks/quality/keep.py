@@ -7,8 +7,11 @@ The super-domain is all traffic, the sub-domain that of two pages. KEEP's two ex
 downstream models from the 20 days after, with the same instances, epochs and seeds (`compare`),
 and are tested on the last 10. Their histories hold all traffic's events of these days, or, with
 `--own_histories`, the sub-domain's alone. `compare` writes `page.md` and `page.html` there (or
-`page_own_histories`): the rows of all tables, and Table 7 as GAUC by activity. What is finished
-isn't repeated.
+`page_own_histories`): the rows of all tables, and Table 7 as GAUC by activity.
+
+Not there: K_ui of an exact (user, item) pair (Table 3's last row, Table 8's first), which eq. 6
+stands for. In Table 6, fewer days are fewer labels, shorter histories and fewer known users at
+once. A folder is of one commit and one set of arguments: what is in it isn't made again.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ environment.prepare()  # Before TensorFlow is imported.
 
 import datetime  # noqa: E402
 import pathlib  # noqa: E402
+import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
@@ -40,8 +44,8 @@ _MODELS = flags.DEFINE_list("models", None, "Some of the rows; all unless given.
 _OWN_HISTORIES = flags.DEFINE_bool(
     "own_histories",
     False,
-    "The downstream models' histories hold the sub-domain's events alone, as its logs do; for the"
-    " rows that learn from its labels alone.",
+    "The downstream models' histories hold the sub-domain's events alone, as its logs do; for"
+    " `base` and what is plugged into it, as the others know two domains or mask all traffic's.",
 )
 _DAY_MS = 86_400_000
 _SUPER_DAYS, _TEST_FROM = 60, 80
@@ -49,8 +53,8 @@ _SUPER_TEST_FROM = 57
 _PAGES = (0, 1)
 _ALPHA = 0.25
 """KEEP §6.2."""
-_EDGES = (15, 30, 50)
-"""Of the user's events in the 20 days, of all pages."""
+_EDGES, _OWN_EDGES = (15, 30, 50), (5, 10, 15)
+"""Of the user's events in the 20 days, of all pages and of the sub-domain's."""
 _OWN, _ALONE = "domain.train_on:domain", "knowledge:null"
 _BIDIRECTIONAL = "model.architecture:bert,sequence.targets:expanded"
 _PRETRAINED = f"{_BIDIRECTIONAL},{_OWN},{_ALONE},training.pretrain.epochs:20"
@@ -95,8 +99,8 @@ _PLUGGED_IN = {
     "keep-uc": _Knowledge(kinds=("user_category",)),  # Table 8's degeneration
     "keep-click": _Knowledge(tasks=("click",)),  # Table 4
     "keep-click-conversion": _Knowledge(tasks=("click", "conversion")),
-    "keep-6-days": _Knowledge(days=6),  # Table 6
-    "keep-12-days": _Knowledge(days=12),
+    "keep-6-days": _Knowledge(days=6),  # Table 6: 3 days of labels to learn from, of 21
+    "keep-12-days": _Knowledge(days=12),  # 9 days
 }
 """`can` as the base is, with these vectors."""
 
@@ -140,7 +144,9 @@ def _vectors(output: pathlib.Path, wanted: _Knowledge) -> pathlib.Path:
     folder = output / "extracted" / wanted.extraction / "-".join(wanted.kinds)
     folder.mkdir(exist_ok=True)
     for kind in wanted.kinds:
-        (folder / f"{kind}.parquet").write_bytes((all_kinds / f"{kind}.parquet").read_bytes())
+        if not (folder / f"{kind}.parquet").exists():
+            shutil.copy(all_kinds / f"{kind}.parquet", folder / ".copying")
+            (folder / ".copying").rename(folder / f"{kind}.parquet")
     return folder
 
 
@@ -156,7 +162,8 @@ def _days(output: pathlib.Path, first: int, end: int | None = None) -> pathlib.P
                 day = pc.divide(pc.subtract(table["time_ms"], START_MS), _DAY_MS)
                 wanted = pc.greater_equal(day, first)
                 table = table.filter(pc.and_(wanted, pc.less(day, end)) if end else wanted)
-            pq.write_table(table, target)
+            pq.write_table(table, folder / ".writing")
+            (folder / ".writing").rename(target)
     return folder
 
 
@@ -197,7 +204,7 @@ def _downstream(knowledge: pathlib.Path, own_histories: bool) -> dict[str, Any]:
     spec["knowledge"] = {"item": "product", "category": "category", "path": str(knowledge)}
     spec["model"]["architecture"] = "can"
     spec["training"]["finetune"]["epochs"] = 4
-    spec["evaluation"] = {"activity_edges": list(_EDGES)}
+    spec["evaluation"] = {"activity_edges": list(_OWN_EDGES if own_histories else _EDGES)}
     return spec
 
 

@@ -6,6 +6,8 @@ the metrics themselves, so a figure and its uncertainty come from one piece of c
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from modules.metrics.gauc import auc_per_group
@@ -23,19 +25,27 @@ def recall_name(precision: float) -> str:
 
 
 METRICS = ("auc", "gauc", "log_loss", "accuracy", *(recall_name(p) for p in PRECISIONS))
+_OF_THRESHOLDS = frozenset({"auc", *(recall_name(p) for p in PRECISIONS)})
 LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
-def measure(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
-    """Every one of `METRICS` over targets as they are; arguments as of `resampled`."""
+def measure(
+    user: np.ndarray, label: np.ndarray, score: np.ndarray, metrics: Collection[str] = METRICS
+) -> dict[str, float]:
+    """`metrics` over targets as they are; arguments as of `resampled`."""
     once = np.ones((1, int(user.max(initial=-1)) + 1), np.int32)
-    return {name: float(v[0]) for name, v in resampled(user, label, score, once).items()}
+    found = resampled(user, label, score, once, metrics)
+    return {name: float(values[0]) for name, values in found.items()}
 
 
 def resampled(
-    user: np.ndarray, label: np.ndarray, score: np.ndarray, counts: np.ndarray
+    user: np.ndarray,
+    label: np.ndarray,
+    score: np.ndarray,
+    counts: np.ndarray,
+    metrics: Collection[str] = METRICS,
 ) -> dict[str, np.ndarray]:
-    """Every one of `METRICS` in R resamples of the users.
+    """`metrics` in R resamples of the users.
 
     Args:
       user: int64 [N], in [0, U); label: [N], 1 or 0; score: [N], a probability.
@@ -45,10 +55,28 @@ def resampled(
       float64 [R] of each; NaN where a resample doesn't define it (a class is missing, or for GAUC
       no user has both).
     """
+    found: dict[str, np.ndarray] = {}
+    if _OF_THRESHOLDS & set(metrics):
+        found |= _of_thresholds(user, label, score, counts)
+    if "gauc" in metrics:
+        found["gauc"] = _gauc(user, label, score, counts)
+    if "log_loss" in metrics:
+        p = np.clip(score.astype(np.float64), _EPSILON, 1 - _EPSILON)
+        loss = -np.log(np.where(label > 0, p, 1 - p))
+        found["log_loss"] = _mean(user, loss, np.ones(len(user)), counts)
+    if "accuracy" in metrics:
+        right = np.equal(score >= 0.5, label > 0)
+        found["accuracy"] = _mean(user, right, np.ones(len(user)), counts)
+    return {name: found[name] for name in metrics}
+
+
+def _of_thresholds(
+    user: np.ndarray, label: np.ndarray, score: np.ndarray, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """AUC and the recalls, which read the same counts above every threshold."""
     order = np.argsort(-score, kind="stable")
     ends = threshold_ends(score[order])
-    recalls = [recall_name(p) for p in PRECISIONS]
-    found = {name: np.empty(len(counts)) for name in ("auc", *recalls)}
+    found = {name: np.empty(len(counts)) for name in _OF_THRESHOLDS}
     step = max(1, _CHUNK // max(1, len(user)))
     for start in range(0, len(counts), step):
         some = slice(start, start + step)
@@ -57,12 +85,6 @@ def resampled(
         found["auc"][some] = _area(*above)
         for precision in PRECISIONS:
             found[recall_name(precision)][some] = best_recall(*above, precision)
-    found["gauc"] = _gauc(user, label, score, counts)
-    p = np.clip(score.astype(np.float64), _EPSILON, 1 - _EPSILON)
-    loss = -np.log(np.where(label > 0, p, 1 - p))
-    right = np.equal(score >= 0.5, label > 0)
-    for name, values in (("log_loss", loss), ("accuracy", right)):
-        found[name] = _mean(user, values, np.ones(len(user)), counts)
     return found
 
 

@@ -93,6 +93,14 @@ def test_a_resample_is_its_users_targets_repeated(targets, monkeypatch):
             assert found[name][r] == pytest.approx(again[name], abs=1e-12), name
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_alone_is_what_it_is_among_all(targets, metric):
+    counts = draw_users(12, resamples=10)
+    alone = resampled(*targets, counts, [metric])
+    assert list(alone) == [metric]
+    np.testing.assert_array_equal(alone[metric], resampled(*targets, counts)[metric])
+
+
 def test_what_a_resample_lacks_is_unknown():
     user, label, score = np.array([0, 0, 1]), np.array([1, 0, 0]), np.array([0.9, 0.1, 0.2])
     found = resampled(user, label, score, np.array([[0, 2], [1, 1]], np.int32))

@@ -10,6 +10,7 @@ import types
 import html5lib
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
@@ -21,7 +22,7 @@ from tests.modules.transformed import Transformed, two_phase_spec
 from tests.tfx_pipeline.test_cli import _run
 from tfx_pipeline.comparison import cost, tables, training, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
-from tfx_pipeline.comparison.page import of_less_data, page_of
+from tfx_pipeline.comparison.page import of_less_data, page_of, scores_by_activity
 from tfx_pipeline.comparison.trials import Outcome, Trial
 from tfx_pipeline.comparison.variants import parse_variants, seeded
 from tfx_pipeline.layout import Layout
@@ -197,30 +198,23 @@ def test_the_reference_is_never_marked_and_others_are_against_it(scores):
     assert found["base"]["buy"].text.endswith("**")
 
 
-def test_gauc_by_activity_is_that_of_each_buckets_users_alone():
-    """Users below 30 are told apart by `good` alone; of the rest nobody knows anything."""
-
-    def half_known(trial: Trial) -> pa.Table:
+def test_gauc_by_activity_is_that_of_each_buckets_users_alone(tmp_path):
+    """Users from 30 events on are a riddle to all; nobody has 100. (User u has u events.)"""
+    every = []
+    for trial in trials_of("base", "good"):
+        folder = tmp_path / f"{trial.model}-{trial.seed}"
+        folder.mkdir()
         table = made_up(trial)
         score = np.where(table["activity"].to_numpy() < 30, table["score"].to_numpy(), 0.5)
-        return table.set_column(4, "score", pa.array(score))
-
-    every = trials_of("base", "good")
-
-    def table_of(predictions):
-        of = {}
-        for name, low, high in (("[0, 30)", 0, 30), ("30+", 30, 60)):
-
-            def within(trial, low=low, high=high):
-                table = predictions(trial)
-                activity = table["activity"].to_numpy()
-                return table.filter((activity >= low) & (activity < high))
-
-            of[name] = tables.Scores(every, within)
-        return tables.activity_table(of, "base")
-
-    table = table_of(half_known)
-    assert table.header == ["model", "[0, 30)", "30+"]
+        at = table.schema.get_field_index("score")
+        pq.write_table(
+            table.set_column(at, "score", pa.array(score)), folder / "predictions.parquet"
+        )
+        every.append(dataclasses.replace(trial, folder=folder))
+    by_activity = scores_by_activity(every, (30, 100))
+    assert [scores.num_users for scores in by_activity.values()] == [30, 30]  # 29 and 30 apart
+    table = tables.activity_table(by_activity, "base")
+    assert table.header == ["model", "[0, 30)", "[30, 100)"]
     by_model = {row[0].text: row[1:] for row in table.rows}
     assert by_model["good"][0].best and by_model["good"][0].text.endswith("**")
     assert [by_model[model][1].text for model in by_model] == ["0.5000 ± 0.0000"] * 2
@@ -450,7 +444,9 @@ def test_the_page_says_what_its_figures_depend_on(trained, run):
     )
     assert "plain (model.architecture: bert, training.pretrain.epochs: 0" in said["models"]
     assert re.search(r"\d cores of .*GiB", said["machine"])
-    assert {"AUC", "GAUC", "Other tasks", "Cost"} <= {table.title for table in page.tables}
+    assert {"AUC", "GAUC", "GAUC by activity", "Other tasks", "Cost"} <= {
+        table.title for table in page.tables
+    }
     (figure,) = page.figures
     assert ">small<" in figure and "CPU seconds" in figure
 

@@ -38,7 +38,7 @@ def page_of(
     }
     scores = _scores(every, run)
     edges = run.spec.evaluation.activity_edges
-    by_activity = tables.activity_table(_scores_by_activity(every, edges), reference)
+    by_activity = tables.activity_table(scores_by_activity(every, edges), reference)
     return Comparison(
         f"{run.spec.name}: {len(models)} models side by side",
         [
@@ -84,17 +84,21 @@ def _scores(every: Sequence[Trial], run: FinishedRun) -> tables.Scores:
     return tables.Scores([*every, *without], predictions_of)
 
 
-def _scores_by_activity(every: Sequence[Trial], edges: Sequence[int]) -> dict[str, tables.Scores]:
-    """Of each bucket's users alone, where there are any."""
+def scores_by_activity(every: Sequence[Trial], edges: Sequence[int]) -> dict[str, tables.Scores]:
+    """GAUC of each bucket's users alone, where there are any."""
+    bucketed = {}
+    for trial in every:
+        table = trials.predictions_of(trial)
+        bucketed[trial.folder] = table, bucket_of(table["activity"].to_numpy(), edges)
     found = {}
     for bucket, name in enumerate(bucket_names(edges)):
 
         def of_bucket(trial: Trial, bucket: int = bucket) -> pa.Table:
-            table = trials.predictions_of(trial)
-            return table.filter(bucket_of(table["activity"].to_numpy(), edges) == bucket)
+            table, buckets = bucketed[trial.folder]
+            return table.filter(buckets == bucket)
 
-        if of_bucket(every[0]).num_rows:
-            found[name] = tables.Scores(every, of_bucket)
+        if any((buckets == bucket).any() for _, buckets in bucketed.values()):
+            found[name] = tables.Scores(every, of_bucket, ["gauc"])
     return found
 
 

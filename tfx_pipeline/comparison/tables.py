@@ -44,12 +44,19 @@ class Scores:
     Args:
       trials: each model's, in the order of the tables.
       predictions: of a trial.
+      metrics: that are wanted.
 
     Raises:
       ValueError: two trials weren't asked about the same targets.
     """
 
-    def __init__(self, trials: Sequence[Trial], predictions: Callable[[Trial], pa.Table]):
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        predictions: Callable[[Trial], pa.Table],
+        metrics: Sequence[str] = METRICS,
+    ):
+        self._metrics = metrics
         self.models = list(dict.fromkeys(trial.model for trial in trials))
         self.tasks = _tasks(trials)
         self.values: dict[tuple[str, int, str, str], float] = {}
@@ -97,15 +104,16 @@ class Scores:
         if task.type != "binary":
             self.other[key] = _other(task, targets)
             return
-        values, drawn = measure(*targets), resampled(*targets, counts)
-        for metric in METRICS:
+        values = measure(*targets, self._metrics)
+        drawn = resampled(*targets, counts, self._metrics)
+        for metric in self._metrics:
             if _means_something(metric, task):
                 self.values[(*key, metric)] = values[metric]
                 self._resampled[(*key, metric)] = drawn[metric]
 
     def _add_means(self, trials: Sequence[Trial]) -> None:
         """Over all tasks that have the metric, for the trials that have them all."""
-        for metric in METRICS:
+        for metric in self._metrics:
             having = {task for _, _, task, name in self.values if name == metric}
             for trial in trials:
                 keys = [(trial.model, trial.seed, task, metric) for task in sorted(having)]
@@ -135,7 +143,8 @@ def quality_tables(scores: Scores, reference: str) -> list[Table]:
 
 
 def activity_table(by_activity: Mapping[str, Scores], reference: str) -> Table | None:
-    """GAUC by how many events a user has (KEEP Table 7); None where no task has one.
+    """GAUC by how many events a user has (KEEP Table 7), of the mean task, or where no model has
+    them all of the first that has a GAUC; None where none has.
 
     Args:
       by_activity: what is known of each bucket's users alone, by its name.
@@ -148,7 +157,7 @@ def activity_table(by_activity: Mapping[str, Scores], reference: str) -> Table |
     columns = [_column(scores, task, "gauc", reference) for scores in every]
     rows = [[Cell(m), *(column[m] for column in columns)] for m in every[0].models]
     of = "The mean over tasks" if task == MEAN else f"Of {task}"
-    note = f"{of}; by the number of the user's events that training may see."
+    note = f"{of}; by the number of the user's events (of a split by time, of those before it)."
     return Table("GAUC by activity", ["model", *by_activity], rows, note)
 
 
