@@ -300,7 +300,7 @@ class Finetuning(Phase):
     to go by."""
     weighting_rate: Annotated[float, pydantic.Field(gt=0.0)] | None = None
     """uncertainty, gradnorm, bilevel: how many times as fast log λ learns as the weights do;
-    unless given 1, of bilevel 10."""
+    unless given 1, of bilevel 3."""
 
     @pydantic.model_validator(mode="after")
     def _rates_go_with_learned_weights(self) -> Finetuning:

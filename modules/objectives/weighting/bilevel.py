@@ -43,7 +43,7 @@ class Bilevel(tf.Module):
     def __init__(self, spec: Spec):
         super().__init__(name="bilevel")
         self._spec = spec
-        self.lambdas = Lambdas(spec, rate=10.0)
+        self.lambdas = Lambdas(spec, rate=3.0)
 
     def __call__(
         self, user_BKD: tf.Tensor, logits_of: LogitsOf, batch: Batch, step: tf.Tensor
