@@ -82,7 +82,7 @@ class Transformed:
     """The small spec's instances, as files before and after Transform."""
 
     def __init__(self, folder, spec):
-        self.spec = spec
+        self.spec, self.folder = spec, folder
         rows, users = raw_rows()
         self.raw = build_instances(event_table(rows, spec), user_table(users, spec), spec)
         self.is_eval = file_split(self.raw)

@@ -223,7 +223,16 @@ def test_expanded_targets_are_planned_too():
     assert every_target > 2 * sequence_once
 
 
-@pytest.mark.parametrize("weighting", ["uncertainty", "gradnorm", "pcgrad", "bilevel"])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        "bilevel",
+        *(
+            pytest.param(w, marks=pytest.mark.exhaustive)
+            for w in ("uncertainty", "gradnorm", "pcgrad")
+        ),
+    ],
+)
 def test_learned_lambdas_and_gradients_by_task_are_planned_too(weighting):
     spec = make_spec(training={"finetune": {"weighting": weighting}})
     drawn = draw(spec, "finetune", ROWS, SIZE)

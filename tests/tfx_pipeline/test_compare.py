@@ -18,7 +18,7 @@ from data.spec import SpecError, parse_spec
 from modules.metrics.auc import auc
 from modules.models.architectures import ARCHITECTURES
 from tests.data.small import small_spec
-from tests.modules.transformed import Transformed, two_phase_spec
+from tests.modules.transformed import two_phase_spec
 from tests.tfx_pipeline.test_cli import _run
 from tfx_pipeline.comparison import cost, tables, training, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
@@ -334,9 +334,8 @@ def test_the_page_is_valid_html_and_markdown_with_every_cell(scores, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> FinishedRun:
-    folder = tmp_path_factory.mktemp("run")
-    Transformed(folder, BASE)
+def run(transformed) -> FinishedRun:
+    folder = transformed.folder
     return FinishedRun(BASE, folder / "raw", folder / "transformed", folder / "graph")
 
 

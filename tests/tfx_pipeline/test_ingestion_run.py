@@ -134,9 +134,24 @@ def test_the_cache_holds_until_a_file_changes(accepted, tmp_path):
     ("column", "how", "message"),
     [
         ("device", as_codes, "sequence_device: Expected data of type: BYTES but got INT"),
-        ("location", half_more_missing, r"sequence_location: missing values went from 1\d\.\d%"),
-        ("merchant", half_more_missing, "sequence_merchant: missing values went from"),
-        ("product", half_more_missing, r"candidate_product: missing values went from 0\.0%"),
+        pytest.param(
+            "location",
+            half_more_missing,
+            r"sequence_location: missing values went from 1\d\.\d%",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "merchant",
+            half_more_missing,
+            "sequence_merchant: missing values went from",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "product",
+            half_more_missing,
+            r"candidate_product: missing values went from 0\.0%",
+            marks=pytest.mark.exhaustive,
+        ),
         ("price", half_more_missing, r"sequence_price: missing values went from 0\.0%"),
     ],
 )

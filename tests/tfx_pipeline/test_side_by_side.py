@@ -18,7 +18,7 @@ import pytest
 import rich.console
 
 from modules.training.cluster.events import TRAINING_EVENTS, read_events
-from tests.modules.transformed import Transformed, two_phase_spec
+from tests.modules.transformed import two_phase_spec
 from tests.repo.source_tree import ROOT
 from tfx_pipeline.comparison import side_by_side, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun
@@ -33,9 +33,8 @@ MODELS = "one=model.architecture:bert,two=model.architecture:bert,model.tower_di
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> FinishedRun:
-    folder = tmp_path_factory.mktemp("run")
-    Transformed(folder, BASE)
+def run(transformed) -> FinishedRun:
+    folder = transformed.folder
     return FinishedRun(BASE, folder / "raw", folder / "transformed", folder / "graph")
 
 

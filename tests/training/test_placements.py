@@ -15,6 +15,7 @@ from modules.training.cluster.events import CLUSTER_EVENTS, TRAINING_EVENTS, rea
 from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.exhaustive
 PHASE = {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "table_learning_rate": 0.1}
 ADAPTERS = {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}
 LARGE_FROM = 8
@@ -75,7 +76,15 @@ def alone(transformed, tmp_path_factory) -> types.SimpleNamespace:
     return types.SimpleNamespace(steps=steps, epochs=epochs)
 
 
-@pytest.mark.parametrize("placement", CLUSTERS)
+@pytest.mark.parametrize(
+    "placement",
+    [
+        "mirrored",
+        "parameter_server",
+        "hybrid",
+        *(pytest.param(p, marks=LONG) for p in ("single", "multi_worker_mirrored")),
+    ],
+)
 def test_losses_of_every_step_are_those_of_one_process(placement, transformed, alone, tmp_path):
     steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement])
     # Also with thread pools of its own: they can't be those of this process.
@@ -87,7 +96,10 @@ def test_losses_of_every_step_are_those_of_one_process(placement, transformed, a
             np.testing.assert_allclose(epoch[name], expected[name], rtol=2e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("placement", ["mirrored", "parameter_server", "hybrid"])
+@pytest.mark.parametrize(
+    "placement",
+    ["hybrid", *(pytest.param(p, marks=LONG) for p in ("mirrored", "parameter_server"))],
+)
 def test_what_is_frozen_is_frozen_everywhere(placement, transformed, frozen_alone, tmp_path):
     """Large tables too: were one of them trained, the losses would part."""
     steps, epochs = losses(transformed, tmp_path, CLUSTERS[placement], ADAPTERS)
@@ -95,7 +107,7 @@ def test_what_is_frozen_is_frozen_everywhere(placement, transformed, frozen_alon
     assert [e["tuned_share"] for e in epochs] == [e["tuned_share"] for e in frozen_alone.epochs]
 
 
-@pytest.mark.exhaustive
+@LONG
 @pytest.mark.parametrize("placement", ["mirrored", "parameter_server", "hybrid"])
 def test_what_each_replica_draws_trains_everywhere(placement, transformed, tmp_path):
     """Masks and negatives are a replica's own, so losses aren't those of one process; they fall."""
