@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import uuid
+from collections.abc import Iterator
 
 
 class OutputError(OSError):
@@ -107,6 +110,22 @@ class Layout:
                 probe.unlink()
         except OSError as error:
             raise self._unusable("written", error) from None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """One process's at a time, by a lock (flock) that ends with it, however it ends.
+
+        Raises:
+          OutputError: another one has it, as where yesterday's run still goes on.
+        """
+        with (self.output / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"--output={self.output}: another run writes here; wait for it, or stop it"
+                ) from None
+            yield
 
     def _name(self) -> str | None:
         """The spec's of the run that is here; None if there is none, or it hadn't written that."""

@@ -56,6 +56,18 @@ def test_events_beside_the_folder_make_nothing_its_own(tmp_path):
         layout.require_for("shop", str(tmp_path / "thesis" / ".." / "events"))
 
 
+def test_a_folder_is_one_runs_at_a_time(tmp_path):
+    first, second = Layout(tmp_path), Layout(tmp_path)
+    with (
+        first.claimed(),
+        pytest.raises(OutputError, match=f"--output={tmp_path}: another run writes here"),
+        second.claimed(),
+    ):
+        pass
+    with second.claimed():
+        second.require_for("shop", "")
+
+
 @pytest.mark.parametrize("data", ["", "."])
 def test_a_run_is_of_one_spec(tmp_path, data):
     layout = _write(tmp_path, "notes.txt")

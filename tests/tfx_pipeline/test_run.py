@@ -94,6 +94,9 @@ def test_a_killed_run_resumes_from_the_last_finished_node(run):
     log = run.folder / "killed.txt"
     process = run.start(SPEC, log)
     _wait_for(log, "Pretrain ", process)
+    os.killpg(process.pid, signal.SIGSTOP)  # It goes no further meanwhile.
+    code, refused = run.finish(SPEC)
+    assert code == 2 and "another run writes here; wait for it, or stop it" in refused
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert _states(log.read_text())["Pretrain"] == "done"

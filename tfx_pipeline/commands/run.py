@@ -59,8 +59,8 @@ def main(values: flags.FlagValues) -> int:
     layout.require_for(spec.name, values.data)
     cluster = _cluster_of(values.cluster, spec, layout)
     layout.prepare()
-    layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
-    with quiet.redirected(layout.log) as console:
+    with layout.claimed(), quiet.redirected(layout.log) as console:
+        layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
         console.print(f"{spec.name}: {shown(layout.output)} (log: {shown(layout.log)})")
         with NodeLines(console) as lines:
             data_root = values.data or _simulate(values, layout, lines)
