@@ -1,6 +1,6 @@
 """KEEP's Tables 2 to 4 and 6 to 8 on the simulator: GAUC of clicks in a sub-domain, row by row.
 
-    python -m benchmarks.quality.keep --output=runs/keep --users=6000 --seeds=0,1,2
+    python -m benchmarks.quality.keep --output=runs/keep --seeds=0,1,2
 
 The super-domain is all traffic, the sub-domain that of two pages. KEEP's two extraction models
 (eq. 6: a decomposed and a degenerate one) learn from the first 60 days, each in its own run; all
@@ -37,7 +37,7 @@ from data.simulator.channels import simulator_spec  # noqa: E402
 from data.simulator.population import NUM_SLOTS, START_MS  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string("output", "runs/keep", "Folder of all of it.")
-_USERS = flags.DEFINE_integer("users", 6_000, "Simulated users.", 100)
+_USERS = flags.DEFINE_integer("users", 16_000, "Simulated users.", 100)
 _EVENTS = flags.DEFINE_float("events", 120.0, "Events a user on average.", 20.0)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the downstream models.")
 _MODELS = flags.DEFINE_list("models", None, "Some of the rows; all unless given.")
