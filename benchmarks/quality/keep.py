@@ -217,10 +217,8 @@ def _spec(name: str, test_from: int) -> dict[str, Any]:
     for task in spec["tasks"]:
         del task["thresholds"]
     spec["model"] = {"hidden_dim": 32, "tower_dims": [64, 32]}
-    spec["training"] = {
-        "pretrain": {"epochs": 0},
-        "finetune": spec["training"]["finetune"],
-    }
+    rates = {"batch_size": 32, "learning_rate": 0.002, "table_learning_rate": 0.1}
+    spec["training"] = {"pretrain": {"epochs": 0}, "finetune": rates}
     return spec
 
 

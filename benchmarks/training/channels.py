@@ -46,8 +46,10 @@ _SPARE = ("event", "device", "coupon")
 
 
 def spec_of(channels: int) -> Spec:
-    """The simulator's spec with so many sequence channels."""
+    """The simulator's spec with so many sequence channels; masked ones are predicted, λ stay."""
     raw = simulator_spec(max(channels, CORE_CHANNELS))
+    raw["training"]["pretrain"]["objective"] = "masked_channels"
+    raw["training"]["finetune"]["weighting"] = "static"
     dropped = _SPARE[: max(0, CORE_CHANNELS - channels)]
     raw["channels"] = [
         c for c in raw["channels"] if c["scope"] != "sequence" or c["name"] not in dropped

@@ -194,10 +194,11 @@ def simulator_spec(num_channels: int = CORE_CHANNELS, num_items: int = _NUM_ITEM
             "num_heads": 4,
             "num_experts": 4,
             "num_attention_experts": 2,
+            "pooling": "mean",
         },
         "training": {
-            "pretrain": {"epochs": 3, **_PHASE},
-            "finetune": {"epochs": 6, **_PHASE},
+            "pretrain": {"objective": "denoising_autoencoder", "epochs": 3, **_PHASE},
+            "finetune": {"epochs": 6, **_PHASE, "weight_decay": 1.0, "weighting": "gradnorm"},
         },
         "evaluation": {"activity_edges": [30, 50, 80]},
     }
