@@ -20,7 +20,8 @@ test: setup
 test-quick: setup
 	@$(VENV_PYTHON) -m pytest -m "not slow and not exhaustive"
 
-# With the longest: faults and Kubernetes' commands in real clusters, trainings of `compare`.
+# With those marked exhaustive: faults and Kubernetes' commands in real clusters, trainings of
+# `compare`, and what is alike another test.
 test-all: setup
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m ""
 

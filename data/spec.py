@@ -116,7 +116,7 @@ class Sequence(Strict):
     window: Annotated[int, pydantic.Field(ge=2)] = 512
     """Events one instance holds. Longer users are cut into windows overlapping by max_length."""
     targets: Literal["causal", "expanded"] = "causal"
-    """`causal`: one pass, H at a target is the running max over what it sees. `expanded`: each
+    """`causal`: one pass, H at a target pools what it sees (`model.pooling`). `expanded`: each
     target's visible suffix is gathered and encoded bidirectionally, as in the papers."""
 
 

@@ -113,18 +113,25 @@ class Layout:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """One process's at a time, by a lock (flock) that ends with it, however it ends.
+        """One run's at a time, by a lock (flock) that ends with its process, however that ends.
 
         Raises:
-          OutputError: another one has it, as where yesterday's run still goes on.
+          OutputError: another one has it, as where yesterday's run still goes on; or it can't be
+            locked.
         """
-        with (self.output / ".lock").open("a") as file:
+        try:
+            file = (self.output / ".lock").open("a")
+        except OSError as error:
+            raise self._unusable("locked", error) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(
                     f"--output={self.output}: another run writes here; wait for it, or stop it"
                 ) from None
+            except OSError as error:
+                raise self._unusable("locked", error) from None
             yield
 
     def _name(self) -> str | None:

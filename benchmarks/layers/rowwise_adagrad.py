@@ -4,7 +4,8 @@
 
 One step is a lookup of 32,768 ids in a table of width 16, its gradient and the update; the
 least CPU time of 20 steps, as wall time depends on who else runs. The last line is the largest
-table's time over the smallest's.
+table's time over the smallest's: 1.3 to 1.7 for 100 times the rows, where Adam's grows 12-fold
+from 10^6 to 10^7 (DESIGN §6).
 """
 
 from __future__ import annotations

@@ -217,6 +217,7 @@ def _spec(name: str, test_from: int) -> dict[str, Any]:
     for task in spec["tasks"]:
         del task["thresholds"]
     spec["model"] = {"hidden_dim": 32, "tower_dims": [64, 32]}
+    # Not the simulator's, which may change: docs/keep.md has figures by these.
     rates = {"batch_size": 32, "learning_rate": 0.002, "table_learning_rate": 0.1}
     spec["training"] = {"pretrain": {"epochs": 0}, "finetune": rates}
     return spec

@@ -46,8 +46,10 @@ _SPARE = ("event", "device", "coupon")
 
 
 def spec_of(channels: int) -> Spec:
-    """The simulator's spec with so many sequence channels; masked ones are predicted, λ stay."""
+    """The simulator's spec with so many sequence channels; masked ones are predicted, H is
+    their maximum, λ stay."""
     raw = simulator_spec(max(channels, CORE_CHANNELS))
+    raw["model"]["pooling"] = "max"
     raw["training"]["pretrain"]["objective"] = "masked_channels"
     raw["training"]["finetune"]["weighting"] = "static"
     dropped = _SPARE[: max(0, CORE_CHANNELS - channels)]

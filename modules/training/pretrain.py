@@ -1,4 +1,4 @@
-"""Pre-training: masked channel prediction on training events (SuperMoE §3.1, eq. 1-2)."""
+"""Pre-training: the encoder under its objective, masked channels unless the spec says otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_fn(fn_args: FnArgs) -> None:
 
 
 def program(fn_args: FnArgs) -> Program:
-    """What is trained: the encoder, its tables and a head for every masked channel."""
+    """What is trained: the encoder, its tables and the objective's own heads."""
     spec, transform_output = begin(fn_args)
 
     def build(batch: Batch) -> Pretrainer:

@@ -92,3 +92,18 @@ def test_refuses_what_would_touch_every_row():
     for kwargs in ({"weight_decay": 0.01}, {"use_ema": True}):
         with pytest.raises(ValueError, match="touch every row"):
             RowwiseAdagrad(**kwargs)
+
+
+def test_a_step_makes_nothing_as_large_as_the_table():
+    """So its cost doesn't grow with the rows (DESIGN §6)."""
+    variable, opt = tf.Variable(tf.ones([1000, 4])), optimizer()
+    opt.build([variable])
+
+    @tf.function
+    def step(ids: tf.Tensor) -> None:
+        gradient = tf.IndexedSlices(tf.ones([2, 4]), ids, [1000, 4])
+        opt.apply_gradients([(gradient, variable)])
+
+    graph = step.get_concrete_function(tf.constant([3, 999], tf.int64)).graph
+    sizes = [out.shape.num_elements() or 0 for op in graph.get_operations() for out in op.outputs]
+    assert max(sizes) < 1000

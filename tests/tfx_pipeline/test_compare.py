@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
-from data.spec import SpecError, parse_spec
+from data.architectures import TWO_DOMAINS
+from data.spec import SpecError, load_spec, parse_spec
 from modules.metrics.auc import auc
 from modules.models.architectures import ARCHITECTURES
 from tests.data.small import small_spec
@@ -474,6 +475,20 @@ def test_a_run_of_its_own_kind_compares_with_any_model():
     assert [v.spec.training.finetune.pretraining_weight for v in found] == [0.5, 0.0]
     assert not any(v.spec.model.added_tasks for v in found)
     assert [v.spec.model.pooling for v in found] == ["max_mean", None]
+
+
+def test_every_architecture_compares_with_a_run_of_the_simulators_spec():
+    words = ",".join(word for word in ARCHITECTURES if word not in TWO_DOMAINS)
+    found = variants(
+        words,
+        is_pretrained=lambda word: ARCHITECTURES[word].pretraining is not None,
+        base=load_spec("simulator"),
+    )
+    objectives = {v.name: v.spec.training.pretrain.objective for v in found}
+    assert objectives["supermoe"] == objectives["bert"] == "denoising_autoencoder"
+    assert objectives["aetn"] == objectives["mtssl"] == "masked_channels"  # neither reads it
+    with pytest.raises(SpecError, match="aetn has a pre-training of its own"):
+        variants("m=model.architecture:aetn,training.pretrain.objective:next_event")
 
 
 def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):

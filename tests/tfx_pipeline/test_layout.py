@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import pathlib
 
 import pytest
@@ -65,7 +68,19 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
     ):
         pass
     with second.claimed():
-        second.require_for("shop", "")
+        second.require_for("shop", "")  # the lock's file is nobody's
+
+
+def test_a_folder_that_cannot_be_locked_is_said(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(OutputError, match=f"--output={tmp_path}: can't be locked: No locks"),
+        Layout(tmp_path).claimed(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("data", ["", "."])

@@ -40,8 +40,12 @@ SPEC = {
         {"name": "click", "label": "click_label", "oracle": "click_oracle"},
         {"name": "spender", "per": "user", "label": "high_spender_label", "group_by": None},
     ],
-    "model": {"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16},
-    "training": {"pretrain": _PHASE, "finetune": _PHASE},
+    "model": {"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16}
+    | {"pooling": "mean"},
+    "training": {
+        "pretrain": _PHASE | {"objective": "denoising_autoencoder"},
+        "finetune": _PHASE | {"weighting": "gradnorm", "weight_decay": 1.0},
+    },
 }
 
 
@@ -95,9 +99,11 @@ def test_a_killed_run_resumes_from_the_last_finished_node(run):
     process = run.start(SPEC, log)
     _wait_for(log, "Pretrain ", process)
     os.killpg(process.pid, signal.SIGSTOP)  # It goes no further meanwhile.
-    code, refused = run.finish(SPEC)
+    try:
+        code, refused = run.finish(SPEC)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     assert code == 2 and "another run writes here; wait for it, or stop it" in refused
-    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert _states(log.read_text())["Pretrain"] == "done"
     assert run.versions() == []

@@ -6,7 +6,7 @@ code changed. Without --data, the simulator's spec simulates its users first.
 With a cluster that has 'kubernetes', a Trainer ends the run with the TFJob to apply; once that has
 succeeded, the same command again goes on.
 
-Exit code: 0 pushed, 1 failed or not blessed, 2 asked for wrongly.
+Exit code: 0 pushed, 1 failed or not blessed, 2 asked for wrongly, or another run writes there.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def main(values: flags.FlagValues) -> int:
     cluster = _cluster_of(values.cluster, spec, layout)
     layout.prepare()
     with layout.claimed(), quiet.redirected(layout.log) as console:
+        layout.require_for(spec.name, values.data)  # Another's may have begun since.
         layout.spec.write_text(spec.model_dump_json(indent=2, exclude_unset=True) + "\n")
         console.print(f"{spec.name}: {shown(layout.output)} (log: {shown(layout.log)})")
         with NodeLines(console) as lines:
