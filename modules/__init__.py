@@ -6,7 +6,7 @@ follow it down:
 - `embeddings/`: the tables and the optimizer whose cost doesn't grow with them.
 - `layers/`: one layer of the paper a file: feature projection (eq. 4), MoE attention
   (eq. 5), routing and MoE feed-forward (eq. 6), block (eq. 7), pooling and tower (eq. 8).
-- `objectives/`: masked channel prediction (eq. 1-2), task losses (eq. 3, 9).
+- `objectives/`: of pre-training (masked channels, eq. 1-2, and others), task losses (eq. 3, 9).
 - `preprocessing.py`, `features.py`: from instances to a batch of dense tensors.
 - `training/`: what a training run does.
 

@@ -1,1 +1,1 @@
-"""What is minimised: masked channel prediction and the downstream tasks."""
+"""What is minimised, in pre-training and for the downstream tasks."""
