@@ -119,12 +119,9 @@ class Layout:
           OutputError: another one has it, as where yesterday's run still goes on; or it can't be
             locked.
         """
-        try:
-            file = (self.output / ".lock").open("a")
-        except OSError as error:
-            raise self._unusable("locked", error) from None
-        with file:
+        with contextlib.ExitStack() as held:
             try:
+                file = held.enter_context((self.output / ".lock").open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(

@@ -487,8 +487,9 @@ def test_every_architecture_compares_with_a_run_of_the_simulators_spec():
     objectives = {v.name: v.spec.training.pretrain.objective for v in found}
     assert objectives["supermoe"] == objectives["bert"] == "denoising_autoencoder"
     assert objectives["aetn"] == objectives["mtssl"] == "masked_channels"  # neither reads it
-    with pytest.raises(SpecError, match="aetn has a pre-training of its own"):
-        variants("m=model.architecture:aetn,training.pretrain.objective:next_event")
+    for asked in ("objective:next_event", "s3.item:item"):
+        with pytest.raises(SpecError, match="training"):
+            variants(f"m=model.architecture:aetn,training.pretrain.{asked}")
 
 
 def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):

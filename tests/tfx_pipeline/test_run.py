@@ -40,8 +40,14 @@ SPEC = {
         {"name": "click", "label": "click_label", "oracle": "click_oracle"},
         {"name": "spender", "per": "user", "label": "high_spender_label", "group_by": None},
     ],
-    "model": {"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 16}
-    | {"pooling": "mean"},
+    "model": {
+        "hidden_dim": 16,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "num_experts": 2,
+        "ffn_dim": 16,
+        "pooling": "mean",
+    },
     "training": {
         "pretrain": _PHASE | {"objective": "denoising_autoencoder"},
         "finetune": _PHASE | {"weighting": "gradnorm", "weight_decay": 1.0},

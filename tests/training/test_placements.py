@@ -16,8 +16,13 @@ from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
 LONG = pytest.mark.exhaustive
-PHASE = {"batch_size": 16, "epochs": 2, "learning_rate": 3e-4, "table_learning_rate": 0.1}
-PHASE |= {"weighting": "gradnorm"}
+PHASE = {
+    "batch_size": 16,
+    "epochs": 2,
+    "learning_rate": 3e-4,
+    "table_learning_rate": 0.1,
+    "weighting": "gradnorm",
+}
 ADAPTERS = {"tune": "adapters", "adapters": {"bottleneck_dim": 2}}
 LARGE_FROM = 8
 """Rows; tables on either side of it are in the spec."""

@@ -25,7 +25,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _ARCHITECTURE = "model.architecture"
 _POOLING = "model.pooling"
 _PRETRAINING = "training.pretrain.epochs"
-_OBJECTIVE = "training.pretrain.objective"
+_OBJECTIVES = ("training.pretrain.objective", "training.pretrain.s3")
 _JOINT_PRETRAINING = "training.finetune.pretraining_weight"
 _FREE = {
     "sequence": {"targets"},
@@ -137,8 +137,9 @@ def _changed(
     word = raw["model"]["architecture"]
     if word not in LAYERED and _POOLING not in changes:
         _set(raw, _POOLING.split("."), None)
-    if word in OWN_PRETRAINING and _OBJECTIVE not in changes:
-        raw["training"]["pretrain"] |= {"objective": "masked_channels", "s3": None}
+    if word in OWN_PRETRAINING and not any(key.startswith(_OBJECTIVES) for key in changes):
+        for key in _OBJECTIVES:
+            del raw["training"]["pretrain"][key.rpartition(".")[2]]
     if word in get_args(Model.model_fields["architecture"].annotation) and not is_pretrained(word):
         if changes.get(_PRETRAINING):
             raise flags.Error(f"{where}: {word} has no pre-training; leave out {_PRETRAINING}")
