@@ -1,4 +1,4 @@
-"""`compare`: which models, that each is trained once and alike, and what the page says of them."""
+"""`compare`: that each model is trained once and alike, and what the page says of them."""
 
 from __future__ import annotations
 
@@ -14,108 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
-from data.architectures import TWO_DOMAINS
-from data.spec import SpecError, load_spec, parse_spec
 from modules.metrics.auc import auc
-from modules.models.architectures import ARCHITECTURES
 from tests.data.small import small_spec
-from tests.modules.transformed import two_phase_spec
 from tests.tfx_pipeline.test_cli import _run
+from tests.tfx_pipeline.test_variants import BASE, variants
 from tfx_pipeline.comparison import cost, tables, training, trials
 from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run
 from tfx_pipeline.comparison.page import of_less_data, page_of, scores_by_activity
 from tfx_pipeline.comparison.trials import Outcome, Trial
-from tfx_pipeline.comparison.variants import parse_variants, seeded
+from tfx_pipeline.comparison.variants import seeded
 from tfx_pipeline.layout import Layout
 from tfx_pipeline.report.comparison import Comparison, write_html, write_markdown
 from tfx_pipeline.report.plots import quality_against_users
-
-BASE = two_phase_spec()
-
-
-def variants(text, epochs=None, is_pretrained=lambda _: True, base=BASE):
-    return parse_variants(text, base, epochs or {}, is_pretrained)
-
-
-def test_a_model_is_a_word_or_named_changes_of_the_spec():
-    found = variants(
-        "supermoe, bert,wide=model.hidden_dim:32,model.tower_dims:[8,4],heavy=tasks.click.weight:3"
-    )
-    assert [v.name for v in found] == ["supermoe", "bert", "wide", "heavy"]
-    assert [v.spec.model.architecture for v in found] == [
-        "supermoe",
-        "bert",
-        "supermoe",
-        "supermoe",
-    ]
-    assert found[2].spec.model.hidden_dim == 32 and found[2].spec.model.tower_dims == (8, 4)
-    assert {t.name: t.weight for t in found[3].spec.tasks}["click"] == 3.0
-    assert found[0].spec == BASE
-
-
-def test_a_list_of_names_keeps_those_tasks():
-    (only,) = variants("only=tasks:[vip,click]")
-    assert [task.name for task in only.spec.tasks] == ["click", "vip"]
-    assert only.spec.tasks == tuple(t for t in BASE.tasks if t.name in ("click", "vip"))
-
-
-def test_a_model_may_do_without_the_runs_knowledge():
-    base = two_phase_spec(knowledge={"item": "item"})
-    (without,) = variants("without=knowledge:null", base=base)
-    assert without.spec.knowledge is None
-
-
-def test_a_model_may_learn_from_its_own_domain_alone():
-    base = two_phase_spec(domain={"channel": "item", "values": ["1"]})
-    own, merged = variants("own=domain.train_on:domain,merged=model.ffn_dim:24", base=base)
-    assert (own.spec.domain.train_on, merged.spec.domain.train_on) == ("domain", "both")
-
-
-def test_all_get_the_same_budget_and_seeds_change_nothing_else():
-    one, two = variants("a=model.num_experts:3,b=training.seed:9", {"pretrain": 2, "finetune": 5})
-    for variant in (one, two):
-        spec = seeded(variant, 7)
-        assert spec.training.seed == 7
-        assert (spec.training.pretrain.epochs, spec.training.finetune.epochs) == (2, 5)
-    assert seeded(one, 7).model_dump(exclude={"model"}) == seeded(two, 7).model_dump(
-        exclude={"model"}
-    )
-
-
-def test_what_has_no_pretraining_is_fine_tuned_alone():
-    (variant,) = variants("bert", is_pretrained=lambda word: word != "bert")
-    assert variant.spec.training.pretrain.epochs == 0
-    with pytest.raises(flags.Error, match="bert has no pre-training"):
-        variants(
-            "x=model.architecture:bert,training.pretrain.epochs:2",
-            is_pretrained=lambda word: word != "bert",
-        )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("nope", "--models: nope: .*\n.*model.architecture: .*'supermoe'"),
-        ("x=model.num_expert:8", "--models: x: .*\n.*model.num_expert: unknown key"),
-        ("x=modle.num_experts:8", "modle: unknown key"),
-        ("x=tasks.nope.weight:2", "tasks.nope.weight: no key of one of: click, stars"),
-        ("x=tasks:[nope]", r"\['nope'\]: a list of names"),
-        ("x=model.hidden_dim:31", "hidden_dim 31 is not a multiple"),
-        ("x=model.hidden_dim", "isn't `key:value`"),
-        ("model.hidden_dim:32", "follows no `name=`"),
-        ("supermoe,supermoe", "'supermoe' is there twice"),
-        ("X!=model.hidden_dim:32", "'X!' is no name"),
-        ("", "give at least one"),
-        ("x=sequence.window:30", "x changes 'sequence', which the run's instances were made with"),
-        ("x=channels.item.rows:30", "x changes 'channels'"),
-        ("x=tasks.click.label:buy", "x changes 'tasks'"),
-        ("x=name:other", "x changes 'name'"),
-        ("x=domain.channel:item,domain.values:['1']", "x changes 'domain'"),
-    ],
-)
-def test_a_wrong_model_is_refused_before_anything_is_trained(text, said):
-    with pytest.raises((flags.Error, SpecError), match=re.compile(said)):
-        variants(text)
 
 
 def test_without_a_run_the_command_says_how_to_make_one(tmp_path):
@@ -465,33 +375,6 @@ def test_another_spec_or_other_code_is_another_trial(trained, run, monkeypatch):
     assert not trials.plan([model], [0], run, folder)[0].finished
 
 
-def test_a_run_of_its_own_kind_compares_with_any_model():
-    """What only pre-trained or served models have isn't asked of others."""
-    raw = BASE.model_dump(mode="json")
-    raw["model"] |= {"added_tasks": True, "pooling": "max_mean"}
-    raw["training"]["finetune"]["pretraining_weight"] = 0.5
-    base = parse_spec(raw)
-    found = variants("supermoe,mmoe", is_pretrained=lambda word: word != "mmoe", base=base)
-    assert [v.spec.training.finetune.pretraining_weight for v in found] == [0.5, 0.0]
-    assert not any(v.spec.model.added_tasks for v in found)
-    assert [v.spec.model.pooling for v in found] == ["max_mean", None]
-
-
-def test_every_architecture_compares_with_a_run_of_the_simulators_spec():
-    words = ",".join(word for word in ARCHITECTURES if word not in TWO_DOMAINS)
-    found = variants(
-        words,
-        is_pretrained=lambda word: ARCHITECTURES[word].pretraining is not None,
-        base=load_spec("simulator"),
-    )
-    objectives = {v.name: v.spec.training.pretrain.objective for v in found}
-    assert objectives["supermoe"] == objectives["bert"] == "denoising_autoencoder"
-    assert objectives["aetn"] == objectives["mtssl"] == "masked_channels"  # neither reads it
-    for asked in ("objective:next_event", "s3.item:item"):
-        with pytest.raises(SpecError, match="training"):
-            variants(f"m=model.architecture:aetn,training.pretrain.{asked}")
-
-
 def test_what_differs_in_fine_tuning_only_shares_a_pre_training(tmp_path):
     run = FinishedRun(BASE, tmp_path, tmp_path, tmp_path)
     found = variants(
@@ -519,11 +402,3 @@ def test_cpu_seconds_go_on_after_a_kill(tmp_path):
         sum(i * i for i in range(100_000))
     assert 1000.0 < meter.cpu_seconds < 1010.0
     assert 1000.0 < json.loads(path.read_text())["cpu_seconds"] <= meter.cpu_seconds
-
-
-def test_every_architecture_can_be_asked_for():
-    base = two_phase_spec(domain={"channel": "item", "values": ["1"]})
-    for word in ARCHITECTURES:
-        has = ARCHITECTURES[word].pretraining is not None
-        (variant,) = variants(word, is_pretrained=lambda _, has=has: has, base=base)
-        assert bool(variant.spec.training.pretrain.epochs) == has

@@ -134,7 +134,7 @@ def _changed(
             _set(raw, key.split("."), value)
         except KeyError as error:
             raise SpecError(f"{where}: {key}: {error.args[0]}") from None
-    word = raw["model"]["architecture"]
+    word = str(raw["model"]["architecture"])  # of another type: the spec's to refuse
     if word not in LAYERED and _POOLING not in changes:
         _set(raw, _POOLING.split("."), None)
     if word in OWN_PRETRAINING and not any(key.startswith(_OBJECTIVES) for key in changes):
