@@ -144,7 +144,7 @@ def test_versions_published_and_users_erased_meanwhile_are_seen(tmp_path):
         assert client.delete_user("u2") is False
         assert not MappedStore(location).delete_user("u2")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         with pytest.raises(errors.ServingError, match="no knowledge centre answers"):
             client.versions()
 
@@ -230,7 +230,7 @@ def test_stopping_finishes_what_is_under_way_and_sends_others_elsewhere(tmp_path
             wait_until(lambda: _code(list_versions, b"") != "OK")
             assert _code(list_versions, b"") == "UNAVAILABLE"
         assert protos.DeleteUserResponse.FromString(waiting.result()).deleted
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_clients_show_who_they_are(location, tmp_path):

@@ -238,6 +238,9 @@ def _fitted(module, loss, batch, tmp_path):
     return zip(module.trainable_variables, before, strict=True)
 
 
+@pytest.mark.parametrize(
+    "spec", ["causal", pytest.param("expanded", marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_every_variable_of_both_phases_moves(spec, tmp_path):
     keras.utils.set_random_seed(0)
     batch = pad(as_ragged(random_instances(spec, [20, 24, 15], [8, 8, 8]), spec), spec)

@@ -385,7 +385,7 @@ def test_one_slow_model_holds_up_no_other(push, tmp_path, manager):
     manager.on_change = lambda: other.is_available() and loaded.set()
     with slow._polling:  # as while it loads
         manager.poll()
-        assert loaded.wait(20)
+        assert loaded.wait(60)
         manager.poll()
         assert not slow.is_available()
     assert other.is_available()

@@ -30,7 +30,7 @@ def test_sigterm_finishes_requests_under_way_and_exits_0(push, tmp_path):
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert len(answers) == 1  # it is still under way
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         call.join()
         assert answers == [1.0, 400_000.0]
         with pytest.raises(ServingError, match="no model server answers"):
@@ -42,7 +42,7 @@ def test_two_signals_at_once_still_stop_it(push, tmp_path):
     with local_server(tmp_path) as server:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             server.process.send_signal(number)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_killed_server_is_one_clear_error(push, tmp_path):
@@ -70,7 +70,7 @@ def test_waits_for_a_missing_base_path_with_one_warning(push, tmp_path):
             wait_until(lambda: "ready: default" in (tmp_path / "log").read_text())
         finally:
             process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         text = (tmp_path / "log").read_text()
     assert text.count("waiting for it") == 1 and text.count("waiting for one") == 1
 
