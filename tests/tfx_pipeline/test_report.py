@@ -73,6 +73,8 @@ def write_history(folder: pathlib.Path) -> pathlib.Path:
         lines.append(
             {"phase": "finetune", "step": 10 * epoch, "epoch": epoch, "epoch_end": True}
             | {"loss": 0.5 / epoch, "val/click/auc": 0.6 + epoch / 100, "val/vip/auc": math.nan}
+            | {"lambda/click": 2.0, "lambda/vip": 1.0}
+            | {f"mcp/sequence_channel{i}/loss": i for i in range(14)}
             | {"expert_load": [[0.25, 0.75], [0.4, 0.6], [0.5, 0.5]]}
             | {"lifecycle": {"item": {"admitted": 4321 * epoch, "tail_ids": 17}}}
         )
@@ -120,9 +122,22 @@ def test_every_task_slice_node_and_phase_is_in_it(page):
     for number in ("0.7700", "0.8000", "90%", "0.7500", "+0.0200", "0.4321", "0.9876", "12,345"):
         assert number in body, number
     titles = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
-    assert {"click: ROC", "vip: calibration", "finetune: loss", "finetune: val, auc"} <= {*titles}
+    assert {
+        "click: ROC",
+        "vip: calibration",
+        "finetune: loss",
+        "finetune: evaluation users, AUC",
+    } <= {*titles}
     assert sum("expert load" in title for title in titles) == 3
     assert "click: GAUC by user activity" in titles and "kind: ROC" not in titles
+
+
+def test_curves_of_one_kind_share_plots_in_which_they_can_be_told_apart(page):
+    figures = re.findall(r'<svg role="img" aria-label="([^"]+)".*?</svg>', page, re.S)
+    assert figures.count("finetune: weights of tasks") == 1
+    assert figures.count("finetune: masked channels, loss") == 2
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", page)
+    assert [texts.count(f"channel{i}") for i in range(14)] == [1] * 14
 
 
 def test_a_dynamic_tables_life_is_told_by_epoch(page):

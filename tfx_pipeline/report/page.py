@@ -18,8 +18,18 @@ from tfx_pipeline.report.history import History
 from tfx_pipeline.report.summary import columns_of, number, others_text, summarize
 
 _HERE = pathlib.Path(__file__).parent
-_MAX_CURVES = 8
+_MAX_CURVES = plots.DISTINCT_LINES
 """Curves in one training plot."""
+_SAID = {
+    "mcp": "masked channels",
+    "bag": "decoded from H",
+    "train": "training",
+    "val": "evaluation users",
+    "lambda": "weights of tasks",
+    "auc": "AUC",
+    "metric": "accuracy or error",
+}
+"""What parts of a value's name in `history.jsonl` mean, where they don't say it themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +115,24 @@ def _task_figures(evaluation: Evaluation, task: str) -> Iterator[str]:
 
 
 def _training_figures(history: History) -> Iterator[str]:
-    losses = [name for name in ("loss", "epoch loss") if name in history.curves]
+    losses = {name: name for name in ("loss", "epoch loss") if name in history.curves}
     if losses:
         yield plots.training(history, losses, "loss (nats)", f"{history.phase}: loss")
-    # `val/<task>/auc`, `mcp/<channel>/loss`: one plot for each first and last part.
-    families: dict[tuple[str, str], list[str]] = {}
+    # `val/<task>/auc`, `mcp/<channel>/loss`: one plot for each first and last part, of what is
+    # between; `lambda/<task>`: one for all.
+    families: dict[tuple[str, ...], dict[str, str]] = {}
     for name in history.curves:
         if "/" in name:
-            first, *_, last = name.split("/")
-            families.setdefault((first, last), []).append(name)
-    for (first, last), names in families.items():
-        for start in range(0, len(names), _MAX_CURVES):
-            chosen = names[start : start + _MAX_CURVES]
-            title = f"{history.phase}: {first}, {last}"
-            yield plots.training(history, chosen, last, title)
+            first, *middle, last = name.split("/")
+            family, label = ((first, last), "/".join(middle)) if middle else ((first,), last)
+            families.setdefault(family, {})[label.removeprefix("sequence_")] = name
+    for family, curves in families.items():
+        said = [_SAID.get(part, part) for part in family]
+        labels = list(curves)
+        for start in range(0, len(labels), _MAX_CURVES):
+            chosen = {label: curves[label] for label in labels[start : start + _MAX_CURVES]}
+            title = f"{history.phase}: {', '.join(said)}"
+            yield plots.training(history, chosen, said[-1], title)
     if history.expert_load:
         for layer in range(len(history.expert_load[0])):
             yield plots.expert_load(history, layer)

@@ -6,7 +6,7 @@ import html
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,6 +20,9 @@ from tfx_pipeline.report.history import History
 _INK = "#010203"
 """Stands for the page's text colour, light or dark."""
 _COLOURS = ("#3b82f6", "#e07b00", "#1a9e6c", "#b054d6", "#d6455d", "#7c7c7c")
+_DASHES = ("-", "--")
+DISTINCT_LINES = len(_DASHES) * len(_COLOURS)
+"""Curves of one plot that can be told from each other."""
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -34,7 +37,7 @@ _STYLE = {
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.prop_cycle": matplotlib.cycler(linestyle=_DASHES) * matplotlib.cycler(color=_COLOURS),
     "axes.grid": True,
     "grid.alpha": 0.15,
     "grid.color": _INK,
@@ -111,16 +114,16 @@ def by_slice(evaluation: Evaluation, task: str, metric: str) -> str:
     return _svg(f"{task}: {metric.upper()} by user activity", draw)
 
 
-def training(history: History, names: Sequence[str], ylabel: str, title: str) -> str:
-    """Curves of a training phase over its steps."""
+def training(history: History, curves: Mapping[str, str], ylabel: str, title: str) -> str:
+    """Curves of a training phase over its steps: what the legend calls it -> value's name."""
 
     def draw(axes: Axes) -> None:
-        for name in names:
+        for label, name in curves.items():
             steps, values = zip(*history.curves[name], strict=True)
             few = len(steps) < 30
-            axes.plot(steps, values, marker="o" if few else None, ms=3.5, label=name)
+            axes.plot(steps, values, marker="o" if few else None, ms=3.5, label=label)
         axes.set(xlabel="training step", ylabel=ylabel)
-        if len(names) > 1:
+        if len(curves) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return _svg(title, draw)
