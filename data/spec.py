@@ -257,7 +257,7 @@ class Adapters(Strict):
 
     bottleneck_dim: Annotated[int, pydantic.Field(ge=1)]
     """Of each patch; the paper's is hidden_dim / 8."""
-    insertion: Literal["serial", "serial_after", "parallel", "parallel_after"] = "serial"
+    insertion: Literal["serial", "serial_after", "parallel", "parallel_after"] = "parallel"
     """PeterRec's Figure 3 (b), (c), (d), (e): behind a layer or beside it; `_after` its
     normalisation and activation, which only nextitnet's layers have behind them."""
 

@@ -266,7 +266,7 @@ def test_a_slip_is_told_in_one_line_with_what_was_meant(raw, line):
 def test_adapters_fit_every_layered_encoder():
     for architecture in LAYERED:
         finetune = parse_spec(_finetuned(architecture, **_adapters())).training.finetune
-        assert finetune.adapters.insertion == "serial"
+        assert finetune.adapters.insertion == "parallel"
     assert parse_spec(_finetuned(**_adapters(insertion="parallel_after")))
 
 
