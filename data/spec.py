@@ -259,7 +259,8 @@ class Adapters(Strict):
     """Of each patch; the paper's is hidden_dim / 8."""
     insertion: Literal["serial", "serial_after", "parallel", "parallel_after"] = "parallel"
     """PeterRec's Figure 3 (b), (c), (d), (e): behind a layer or beside it; `_after` its
-    normalisation and activation, which only nextitnet's layers have behind them."""
+    normalisation and activation, which only nextitnet's layers have behind them. Beside it, as in
+    the paper's Table 3, was the better in AUC for SuperMoE (docs/results, PeterRec)."""
 
 
 class Negatives(Strict):

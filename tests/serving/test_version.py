@@ -1,6 +1,6 @@
 """One version's life: its memory comes back when it goes."""
 
-import threading
+import concurrent.futures
 
 import psutil
 import pytest
@@ -32,9 +32,8 @@ def test_memory_is_given_back_after_unloading(large):
         version = Version(1, large)
         # In a thread of its own, as a server does: loading lowers its thread's priority for good,
         # and in this one all later tests' too.
-        thread = threading.Thread(target=version.load, args=[Options(warmup=False)])
-        thread.start()
-        thread.join()
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(version.load, Options(warmup=False)).result()
         loaded = process.memory_info().rss
         version.unload().join()
         given_back = loaded - process.memory_info().rss

@@ -1,5 +1,6 @@
 """The report is valid HTML that needs nothing from outside; the table says the same."""
 
+import collections
 import io
 import json
 import math
@@ -73,7 +74,8 @@ def write_history(folder: pathlib.Path) -> pathlib.Path:
         lines.append(
             {"phase": "finetune", "step": 10 * epoch, "epoch": epoch, "epoch_end": True}
             | {"loss": 0.5 / epoch, "val/click/auc": 0.6 + epoch / 100, "val/vip/auc": math.nan}
-            | {"lambda/click": 2.0, "lambda/vip": 1.0}
+            | {"lambda/click": 2.0, "lambda/vip": 1.0, "domain/loss": 1.0}
+            | {"val/a/auc": 0.5, "val/sequence_a/auc": 0.5}
             | {f"mcp/sequence_channel{i}/loss": i for i in range(14)}
             | {"expert_load": [[0.25, 0.75], [0.4, 0.6], [0.5, 0.5]]}
             | {"lifecycle": {"item": {"admitted": 4321 * epoch, "tail_ids": 17}}}
@@ -133,11 +135,22 @@ def test_every_task_slice_node_and_phase_is_in_it(page):
 
 
 def test_curves_of_one_kind_share_plots_in_which_they_can_be_told_apart(page):
-    figures = re.findall(r'<svg role="img" aria-label="([^"]+)".*?</svg>', page, re.S)
-    assert figures.count("finetune: weights of tasks") == 1
-    assert figures.count("finetune: masked channels, loss") == 2
-    texts = re.findall(r"<text[^>]*>([^<]+)</text>", page)
-    assert [texts.count(f"channel{i}") for i in range(14)] == [1] * 14
+    figures = re.findall(r'<svg role="img" aria-label="([^"]+)"(.*?)</svg>', page, re.S)
+    titles = [title for title, _ in figures]
+    assert titles.count("finetune: weights of tasks") == 1
+    assert titles.count("finetune: domain, loss") == 1
+    channels = [drawn for title, drawn in figures if title == "finetune: masked channels, loss"]
+    assert len(channels) == 2
+    assert ["".join(channels).count(f">channel{i}<") for i in range(14)] == [1] * 14
+    # A legend's sample is drawn as its curve is: two strokes of each kind.
+    strokes = re.findall(r'style="fill: none; (stroke[^"]*)"', channels[0])
+    told = collections.Counter(s for s in strokes if "stroke-width: 1.5" in s)
+    assert len(told) == 12 and set(told.values()) == {2}
+
+
+def test_a_task_keeps_its_name(page):
+    (curves,) = re.findall(r'aria-label="finetune: evaluation users, AUC"(.*?)</svg>', page, re.S)
+    assert ">sequence_a<" in curves and ">a<" in curves
 
 
 def test_a_dynamic_tables_life_is_told_by_epoch(page):

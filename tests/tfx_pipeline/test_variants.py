@@ -94,7 +94,9 @@ def test_what_has_no_pretraining_is_fine_tuned_alone():
         ("x=name:other", "x changes 'name'"),
         ("x=model.architecture:[bert]", "x: .*\n.*model.architecture: "),
         ("x=model.architecture:aetn,training.pretrain.objective:next_event", "takes no 'objective"),
-        ("x=model.architecture:aetn,training.pretrain.s3.item:item", "training"),
+        ("x=model.architecture:aetn,training.pretrain.s3.item:item", "s3.attributes: "),
+        ("x=model:bert", "x: .*\n.*model: "),
+        ("x=training:nope", "x: .*\n.*training: "),
         ("x=domain.channel:item,domain.values:['1']", "x changes 'domain'"),
     ],
 )
@@ -113,6 +115,19 @@ def test_a_run_of_its_own_kind_compares_with_any_model():
     assert [v.spec.training.finetune.pretraining_weight for v in found] == [0.5, 0.0]
     assert not any(v.spec.model.added_tasks for v in found)
     assert [v.spec.model.pooling for v in found] == ["max_mean", None]
+
+
+def test_an_own_objective_goes_with_any_other_change_of_pretraining():
+    raw = BASE.model_dump(mode="json")
+    raw["training"]["pretrain"]["objective"] = "denoising_autoencoder"
+    found = variants(
+        "a=model.architecture:aetn,training.pretrain:{epochs: 2},"
+        "b=model.architecture:aetn,training.pretrain.s3:null,"
+        "c=model:{architecture: aetn}",
+        base=parse_spec(raw),
+    )
+    assert [v.spec.training.pretrain.objective for v in found] == ["masked_channels"] * 3
+    assert found[0].spec.training.pretrain.epochs == 2
 
 
 def test_every_architecture_can_be_asked_for():

@@ -22,11 +22,12 @@ LARGE_FROM = 20  # `item` is large, all other tables are small
 TUNES = ("all", "adapters", "classifier", "last_1", "last_2")
 
 
-def spec_of(architecture, tune, insertion="serial", **overrides):
+def spec_of(architecture, tune, insertion=None, **overrides):
     """`city` is read by heads only: one task mustn't see it, so the encoder doesn't."""
     finetune = {"tune": tune, "table_learning_rate": 0.1, "learning_rate": 1e-2}
     if tune == "adapters":
-        finetune["adapters"] = {"bottleneck_dim": 2, "insertion": insertion}
+        finetune["adapters"] = {"bottleneck_dim": 2}
+        finetune["adapters"] |= {"insertion": insertion} if insertion else {}
     sizes = {"hidden_dim": 16, "num_heads": 2, "num_experts": 2, "ffn_dim": 16, "tower_dims": [8]}
     sizes |= {"architecture": architecture, "full_softmax_rows": LARGE_FROM}
     tasks = [{"name": "click", "label": "clicked", "exclude": ["city"]}]
@@ -164,7 +165,7 @@ CHANNELS = [
 ]  # fmt: skip
 
 
-def forgetful(tune, insertion="serial"):
+def forgetful(tune, insertion=None):
     """NextItNet whose H is the newest event's alone, whatever its first convolution saw.
 
     The second convolution hands that on in the first half of its channels, as pairs of x and -x

@@ -23,10 +23,7 @@ _COMMA = re.compile(r",(?![^\[]*\])")
 """Not within a list."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _ARCHITECTURE = "model.architecture"
-_POOLING = "model.pooling"
 _PRETRAINING = "training.pretrain.epochs"
-_OBJECTIVES = ("training.pretrain.objective", "training.pretrain.s3")
-_JOINT_PRETRAINING = "training.finetune.pretraining_weight"
 _FREE = {
     "sequence": {"targets"},
     "channels": {"dim", "mask_prediction"},
@@ -127,25 +124,17 @@ def _changed(
     is_pretrained: Callable[[str], bool],
 ) -> Spec:
     where = f"--models: {name}"
+    model = _applied(base.model_dump(mode="json"), changes, where)["model"]
+    word = model.get("architecture") if isinstance(model, dict) else None
+    known = word in get_args(Model.model_fields["architecture"].annotation)
     raw = base.model_dump(mode="json")
-    raw["model"]["added_tasks"] = False  # nothing is served, and some models can't
-    for key, value in {**budget, **changes}.items():
-        try:
-            _set(raw, key.split("."), value)
-        except KeyError as error:
-            raise SpecError(f"{where}: {key}: {error.args[0]}") from None
-    word = str(raw["model"]["architecture"])  # of another type: the spec's to refuse
-    if word not in LAYERED and _POOLING not in changes:
-        _set(raw, _POOLING.split("."), None)
-    if word in OWN_PRETRAINING and not any(key.startswith(_OBJECTIVES) for key in changes):
-        for key in _OBJECTIVES:
-            del raw["training"]["pretrain"][key.rpartition(".")[2]]
-    if word in get_args(Model.model_fields["architecture"].annotation) and not is_pretrained(word):
-        if changes.get(_PRETRAINING):
-            raise flags.Error(f"{where}: {word} has no pre-training; leave out {_PRETRAINING}")
-        _set(raw, _PRETRAINING.split("."), 0)
-        if _JOINT_PRETRAINING not in changes:
-            _set(raw, _JOINT_PRETRAINING.split("."), 0.0)
+    if known:  # else the spec's to refuse
+        if not is_pretrained(word):
+            if changes.get(_PRETRAINING):
+                raise flags.Error(f"{where}: {word} has no pre-training; leave out {_PRETRAINING}")
+            budget = {key: count for key, count in budget.items() if key != _PRETRAINING}
+        _leave_out(raw, word, is_pretrained(word))
+    raw = _applied(raw, {**budget, **changes}, where)
     spec = parse_spec(raw, where)
     for part in _DATA:
         if not _alike(part, spec, base):
@@ -154,6 +143,29 @@ def _changed(
                 " run the pipeline with a spec of that kind and compare there"
             )
     return spec
+
+
+def _leave_out(raw: dict[str, Any], word: str, is_pretrained: bool) -> None:
+    """What the run has and its architecture may, but this one doesn't take."""
+    raw["model"]["added_tasks"] = False  # nothing is served
+    if word not in LAYERED:
+        raw["model"]["pooling"] = None
+    pretrain = raw["training"]["pretrain"]
+    if word in OWN_PRETRAINING:
+        del pretrain["objective"], pretrain["s3"]
+    if not is_pretrained:
+        pretrain["epochs"] = 0
+        raw["training"]["finetune"]["pretraining_weight"] = 0.0
+
+
+def _applied(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The raw spec, changed in place. Raises `SpecError` for a key that it hasn't."""
+    for key, value in changes.items():
+        try:
+            _set(raw, key.split("."), value)
+        except KeyError as error:
+            raise SpecError(f"{where}: {key}: {error.args[0]}") from None
+    return raw
 
 
 def _set(node: Any, path: list[str], value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jinja2
 import yaml
@@ -18,11 +18,14 @@ from tfx_pipeline.report.history import History
 from tfx_pipeline.report.summary import columns_of, number, others_text, summarize
 
 _HERE = pathlib.Path(__file__).parent
-_MAX_CURVES = plots.DISTINCT_LINES
-"""Curves in one training plot."""
 _SAID = {
     "mcp": "masked channels",
     "bag": "decoded from H",
+    "next": "next event",
+    "aap": "AAP (attributes)",
+    "mip": "MIP (items)",
+    "map": "MAP (attributes)",
+    "sp": "SP (segments)",
     "train": "training",
     "val": "evaluation users",
     "lambda": "weights of tasks",
@@ -30,6 +33,7 @@ _SAID = {
     "metric": "accuracy or error",
 }
 """What parts of a value's name in `history.jsonl` mean, where they don't say it themselves."""
+_OF_TASKS = {"train", "val"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,7 @@ def write_report(
         task_figures=[
             (task.name, list(_task_figures(evaluation, task.name))) for task in spec.tasks
         ],
+        predicts_channels=any(n.endswith("/metric") for h in histories for n in h.curves),
         training_figures=[(h.phase, list(_training_figures(h))) for h in histories],
         lifecycles=[
             (f"{h.phase}: {table}", epochs)
@@ -118,24 +123,36 @@ def _training_figures(history: History) -> Iterator[str]:
     losses = {name: name for name in ("loss", "epoch loss") if name in history.curves}
     if losses:
         yield plots.training(history, losses, "loss (nats)", f"{history.phase}: loss")
-    # `val/<task>/auc`, `mcp/<channel>/loss`: one plot for each first and last part, of what is
-    # between; `lambda/<task>`: one for all.
-    families: dict[tuple[str, ...], dict[str, str]] = {}
-    for name in history.curves:
-        if "/" in name:
-            first, *middle, last = name.split("/")
-            family, label = ((first, last), "/".join(middle)) if middle else ((first,), last)
-            families.setdefault(family, {})[label.removeprefix("sequence_")] = name
-    for family, curves in families.items():
+    for family, labels in _families(history.curves).items():
         said = [_SAID.get(part, part) for part in family]
-        labels = list(curves)
-        for start in range(0, len(labels), _MAX_CURVES):
-            chosen = {label: curves[label] for label in labels[start : start + _MAX_CURVES]}
+        names = list(labels)
+        for start in range(0, len(names), plots.DISTINCT_LINES):
+            chosen = {name: labels[name] for name in names[start : start + plots.DISTINCT_LINES]}
             title = f"{history.phase}: {', '.join(said)}"
             yield plots.training(history, chosen, said[-1], title)
     if history.expert_load:
         for layer in range(len(history.expert_load[0])):
             yield plots.expert_load(history, layer)
+
+
+def _families(names: Iterable[str]) -> dict[tuple[str, ...], dict[str, str]]:
+    """Values that share plots, and what each is called there.
+
+    `val/<task>/auc` and `mcp/<channel's feature>/loss` by their first and last part,
+    `lambda/<task>` all together.
+    """
+    families: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        if "/" not in name:
+            continue
+        first, *middle, last = name.split("/")
+        if first == "lambda":
+            families.setdefault((first,), {})[name] = last
+        else:
+            of = "/".join(middle)
+            label = of if first in _OF_TASKS else of.removeprefix("sequence_")
+            families.setdefault((first, last), {})[name] = label
+    return families
 
 
 def _flat(group: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -115,10 +115,10 @@ def by_slice(evaluation: Evaluation, task: str, metric: str) -> str:
 
 
 def training(history: History, curves: Mapping[str, str], ylabel: str, title: str) -> str:
-    """Curves of a training phase over its steps: what the legend calls it -> value's name."""
+    """Curves of a training phase over its steps: value's name -> what the legend calls it."""
 
     def draw(axes: Axes) -> None:
-        for label, name in curves.items():
+        for name, label in curves.items():
             steps, values = zip(*history.curves[name], strict=True)
             few = len(steps) < 30
             axes.plot(steps, values, marker="o" if few else None, ms=3.5, label=label)
@@ -201,14 +201,13 @@ def quality_against_users(
     quality of each seed; bars span the seeds."""
 
     def draw(axes: Axes) -> None:
-        for i, (name, points) in enumerate(models):
+        for name, points in models:
             shares = [100 * share for share, _ in points]
             means = [sum(quality) / len(quality) for _, quality in points]
             below = [mean - min(q) for mean, (_, q) in zip(means, points, strict=True)]
             above = [max(q) - mean for mean, (_, q) in zip(means, points, strict=True)]
-            marker = _MARKERS[i // len(_COLOURS) % len(_MARKERS)]
             axes.errorbar(
-                shares, means, yerr=[below, above], marker=marker, ms=4, capsize=3, label=name
+                shares, means, yerr=[below, above], marker="o", ms=4, capsize=3, label=name
             )
         axes.set(xscale="log", xlabel="users fine-tuned on, %", ylabel=ylabel)
         axes.xaxis.set_major_formatter("{x:g}")
