@@ -238,8 +238,11 @@ def _fitted(module, loss, batch, tmp_path):
     return zip(module.trainable_variables, before, strict=True)
 
 
-@pytest.mark.parametrize(  # expanded: test_user_model asks for every variable's gradient
-    "spec", ["causal", pytest.param("expanded", marks=pytest.mark.exhaustive)], indirect=True
+@pytest.mark.parametrize(  # expanded: test_user_model and test_pretraining_objectives ask each
+    # variable for a gradient
+    "spec",
+    ["causal", pytest.param("expanded", marks=pytest.mark.exhaustive)],
+    indirect=True,
 )
 def test_every_variable_of_both_phases_moves(spec, tmp_path):
     keras.utils.set_random_seed(0)
