@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from data.spec import Phase
+from modules.features import Batch
 from modules.training.history import History
 from modules.training.loop import Loop
 from modules.training.placements.synchronous import Synchronous
@@ -41,3 +42,13 @@ def fit(
         stop_requested=stop_requested,
     )
     loop.run(placement, 0)
+
+
+def fit_batch(
+    module: Any, loss_fn: Callable, batch: Batch, phase: Phase, folder: str, **kwargs: Any
+) -> None:
+    """`phase.epochs` steps on one batch, as one epoch: each makes its dataset anew, in 50 ms."""
+    steps = phase.epochs
+    dataset = tf.data.Dataset.from_tensors(batch).repeat(steps)
+    phase = phase.model_copy(update={"epochs": 1})
+    fit(module, loss_fn, dataset, steps, phase, folder, **kwargs)

@@ -18,7 +18,7 @@ from modules.objectives.multi_task import multi_task_loss
 from modules.objectives.task_loss import task_loss
 from modules.training.step import tables_of
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 EVENTS, TARGETS = [5, 9, 20, 7], [3, 4, 5, 6]
 FEW = [
@@ -226,8 +226,7 @@ def trained(spec, batch, folder, epochs):
     phase = spec.training.finetune.model_copy(
         update={"epochs": epochs, "learning_rate": 1e-2, "table_learning_rate": 0.1}
     )
-    dataset = tf.data.Dataset.from_tensors(batch)
-    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, str(folder))
+    fit_batch(model, lambda b, _: multi_task_loss(model, b), batch, phase, str(folder))
     return model
 
 

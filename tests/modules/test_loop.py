@@ -19,7 +19,7 @@ from modules.objectives.multi_task import multi_task_loss
 from modules.training.loop import Preempted
 from modules.training.step import WarmupCosine
 from tests.modules.conftest import ROWS, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit, fit_batch
 
 RATE, TABLE_RATE, DECAY = 0.01, 0.3, 0.1
 
@@ -233,8 +233,7 @@ def _fitted(module, loss, batch, tmp_path):
     loss(batch, tf.constant(0, tf.int64))
     before = [v.numpy() for v in module.trainable_variables]
     phase = Phase(epochs=3, weight_decay=0.0)
-    dataset = tf.data.Dataset.from_tensors(batch)
-    fit(module, loss, dataset, 1, phase, str(tmp_path))
+    fit_batch(module, loss, batch, phase, str(tmp_path))
     return zip(module.trainable_variables, before, strict=True)
 
 

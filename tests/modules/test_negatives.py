@@ -15,7 +15,7 @@ from modules.objectives.multi_task import multi_task_loss
 from modules.objectives.negatives import split_negatives, with_negatives
 from modules.objectives.ranking import bpr_loss, softmax_loss
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 N = 3
 TASKS = [
@@ -244,8 +244,7 @@ def test_the_next_item_is_learned_from_positives_alone(loss, tmp_path):
     phase = spec.training.finetune.model_copy(
         update={"epochs": 100, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
-    dataset = tf.data.Dataset.from_tensors(batch)
-    fit(model, lambda b, n: multi_task_loss(model, b, n), dataset, 1, phase, str(tmp_path))
+    fit_batch(model, lambda b, n: multi_task_loss(model, b, n), batch, phase, str(tmp_path))
     every = np.tile(NUM_RESERVED + np.arange(num_items), (num_items, 1))
     asked = features | {"candidate_item": tf.RaggedTensor.from_tensor(every)}
     del asked["target_position"], asked["label_click"]

@@ -27,7 +27,7 @@ from tests.modules.conftest import (
     random_instances,
     with_architecture,
 )
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 from tests.modules.transformed import NUM_USERS, Transformed, two_phase_spec
 
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
@@ -183,9 +183,8 @@ def test_learns_what_only_the_knowledge_tells(tmp_path):
         model(trained)
         frozen = {v.name: v.numpy() for v in model.non_trainable_variables}
         phase = spec.training.finetune.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
-        dataset = tf.data.Dataset.from_tensors(trained)
         loss = lambda b, _: multi_task_loss(model, b)  # noqa: B023, E731
-        fit(model, loss, dataset, 1, phase, str(tmp_path / (path and "with") / "history"))
+        fit_batch(model, loss, trained, phase, str(tmp_path / (path and "with") / "history"))
         for variable in model.non_trainable_variables:
             np.testing.assert_array_equal(variable, frozen[variable.name])
         right = (model.serve(held_out)["click"].numpy()[:, 0] > 0) == bits[HALVES[1]]

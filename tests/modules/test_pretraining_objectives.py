@@ -14,7 +14,7 @@ from modules.objectives.denoising_autoencoder import DenoisingAutoencoder
 from modules.objectives.masked_channels import ChannelLoss
 from modules.objectives.next_event import NextEventPrediction
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 STEP = tf.constant(0, tf.int64)
 SIZES = {"hidden_dim": 16, "num_blocks": 1, "num_heads": 2, "num_experts": 2, "ffn_dim": 32,
@@ -98,9 +98,8 @@ def pretrained(spec, batch, folder):
     keras.utils.set_random_seed(0)
     pretrainer = Pretrainer(spec, ROWS)
     pretrainer.loss(batch, STEP, training=False)
-    dataset = tf.data.Dataset.from_tensors(batch)
     phase = spec.training.pretrain
-    fit(pretrainer, lambda b, step: pretrainer.loss(b, step), dataset, 1, phase, str(folder))
+    fit_batch(pretrainer, lambda b, step: pretrainer.loss(b, step), batch, phase, str(folder))
     return pretrainer
 
 

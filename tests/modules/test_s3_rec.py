@@ -16,7 +16,7 @@ from modules.models.pretrainer import Pretrainer
 from modules.models.tables import embedding_tables
 from modules.objectives.s3_rec import S3Rec, draw_segments
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 STEP = tf.constant(0, tf.int64)
 NUM_ITEMS, NUM_KINDS = ROWS["item"] - NUM_RESERVED, ROWS["kind"] - NUM_RESERVED
@@ -192,9 +192,8 @@ def pretrained(spec, batch, folder):
     keras.utils.set_random_seed(0)
     pretrainer = Pretrainer(spec, ROWS)
     pretrainer.loss(batch, STEP, training=False)
-    dataset = tf.data.Dataset.from_tensors(batch)
     phase = spec.training.pretrain
-    fit(pretrainer, lambda b, step: pretrainer.loss(b, step), dataset, 1, phase, str(folder))
+    fit_batch(pretrainer, lambda b, step: pretrainer.loss(b, step), batch, phase, str(folder))
     return pretrainer
 
 

@@ -24,7 +24,7 @@ from tests.modules.conftest import (
     random_instances,
     with_architecture,
 )
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
 
@@ -233,18 +233,18 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     )
     keras.utils.set_random_seed(3)
     rng = np.random.default_rng(3)
-    features = random_instances(spec, [6] * 256, [4] * 256)
+    features = random_instances(spec, [6] * 128, [4] * 128)
 
     def items(parity, shape):
         return NUM_RESERVED + 2 * rng.integers(0, 18, shape) + parity
 
-    kind, offered = rng.integers(0, 2, (256, 1)), rng.integers(0, 2, (256, 4))
+    kind, offered = rng.integers(0, 2, (128, 1)), rng.integers(0, 2, (128, 4))
     label = (kind == offered).astype(np.float32)
     for name, value in {
-        "sequence_item": items(kind, (256, 6)),
-        "candidate_item": items(offered, (256, 4)),
+        "sequence_item": items(kind, (128, 6)),
+        "candidate_item": items(offered, (128, 4)),
         "label_click": label,
-        "target_position": np.full((256, 4), 6),
+        "target_position": np.full((128, 4), 6),
     }.items():
         features[name] = tf.RaggedTensor.from_tensor(value)
     batch = padded(spec, features)
@@ -255,7 +255,6 @@ def test_learns_a_pattern_across_history_and_candidate(spec, tmp_path):
     phase = spec.training.finetune.model_copy(
         update={"epochs": epochs, "learning_rate": 1e-2, "table_learning_rate": 0.3}
     )
-    dataset = tf.data.Dataset.from_tensors(batch)
-    fit(model, lambda b, _: multi_task_loss(model, b), dataset, 1, phase, str(tmp_path))
+    fit_batch(model, lambda b, _: multi_task_loss(model, b), batch, phase, str(tmp_path))
     logits = model.serve(batch)["click"].numpy()
     assert ((logits > 0) == (label > 0.5)).mean() > 0.95

@@ -22,7 +22,7 @@ from modules.objectives.weighting.shared_gradients import shared_gradients
 from modules.training.checkpoint.dense import dense_snapshot
 from modules.training.saving import large_shards, trained_objects
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 from tests.modules.weighing import B, K, problem, spec_of, weigh
 
 LEARNED = ["uncertainty", "gradnorm", "bilevel"]
@@ -115,7 +115,6 @@ def test_lambdas_are_trained_with_the_model_and_saved_and_told(name, tmp_path):
     for variable in learned:
         assert any("log_lambda" in k for k in _saved(model)), "not in the checkpoint"
         np.testing.assert_array_equal(variable, np.zeros(len(spec.tasks)))
-    dataset = tf.data.Dataset.from_tensors(batch)
     told = {}
 
     def loss(batch, step):
@@ -123,7 +122,7 @@ def test_lambdas_are_trained_with_the_model_and_saved_and_told(name, tmp_path):
         told.update(values)
         return total, values
 
-    fit(model, loss, dataset, 1, Phase(epochs=3), str(tmp_path))
+    fit_batch(model, loss, batch, Phase(epochs=3), str(tmp_path))
     lambdas = {n for n in told if n.startswith("lambda/")}
     assert lambdas == ({f"lambda/{t.name}" for t in spec.tasks} if name != "static" else set())
     for variable in learned:

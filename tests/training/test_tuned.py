@@ -16,7 +16,7 @@ from modules.training.input.localize import large_tables, localize
 from modules.training.step import Step, split_variables
 from modules.training.tuned import freeze, tuned_share
 from tests.modules.conftest import ROWS, make_spec, random_instances
-from tests.modules.fitting import fit
+from tests.modules.fitting import fit_batch
 
 LARGE_FROM = 20  # `item` is large, all other tables are small
 TUNES = ("all", "adapters", "classifier", "last_1", "last_2")
@@ -55,9 +55,8 @@ def frozen_model(spec, batch):
 def train(model, batch, folder, epochs):
     spec = model.spec
     phase = spec.training.finetune.model_copy(update={"epochs": epochs})
-    dataset = tf.data.Dataset.from_tensors(batch)
     loss = lambda b, _: multi_task_loss(model, b)  # noqa: E731
-    fit(model, loss, dataset, 1, phase, str(folder), features=large_tables(spec, ROWS))
+    fit_batch(model, loss, batch, phase, str(folder), features=large_tables(spec, ROWS))
 
 
 def values(model):
