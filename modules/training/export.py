@@ -38,10 +38,11 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
     plugs_in = spec.knowledge is not None  # Transform then makes a key of the user's id.
     # The model's layers have their policy; Transform's would round what it reads.
     keras.mixed_precision.set_global_policy("float32")
+    # Called past Keras, which would trace a layer it knows the inputs of once more as it's saved.
     transform = transform_output.transform_features_layer()
 
     def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
-        ragged = as_ragged(transform(raw), spec)
+        ragged = as_ragged(transform.call(raw), spec)
         return pad(newest_events(require_complete_lists(ragged, spec), spec), spec)
 
     def parse(examples: tf.Tensor) -> tuple[tf.Tensor, Batch]:
