@@ -29,15 +29,16 @@ from tests.modules.fitting import fit_batch
 EVENTS, TARGETS = [5, 0, 20, 9], [3, 2, 0, 6]
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def spec(request):
     architecture, targets = request.param
     base = make_spec(sequence={"max_length": 8, "window": 24, "targets": targets})
     return with_architecture(base, architecture)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(spec):
+    """Not to be trained."""
     keras.utils.set_random_seed(1)
     return UserModel(spec, ROWS)
 
