@@ -18,6 +18,7 @@ Architecture = Literal[
     "ple",
     "deepfm",
     "nfm",
+    "dcn",
     "din",
     "can",
     "two_tower",
@@ -25,7 +26,7 @@ Architecture = Literal[
     "darec",
     "keep_c",
 ]
-Heads = Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm"]
+Heads = Literal["towers", "shared_bottom", "mmoe", "ple", "deepfm", "nfm", "dcn"]
 
 LAYERED = frozenset({"supermoe", "bert", "aetn", "nextitnet"})
 """Architectures whose encoder takes adapters, added tasks and a `pooling`, and can be tuned by its
@@ -34,9 +35,12 @@ TWO_DOMAINS = frozenset({"conet", "darec", "keep_c"})
 """Architectures with a network for each of `domain`'s two."""
 OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
 """Architectures that are their heads."""
-NOT_PRETRAINED = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | OWN_HEADS
+FACTORIZED = frozenset({"deepfm", "nfm", "dcn"})
+"""Heads over one vector a channel."""
+_EVENT_MEANS = frozenset({"shared_bottom", "mmoe", "ple"}) | FACTORIZED
+NOT_PRETRAINED = _EVENT_MEANS | OWN_HEADS
 """Architectures that only fine-tune."""
-WITHOUT_HIDDEN = frozenset({"shared_bottom", "mmoe", "ple", "deepfm", "nfm"}) | TWO_DOMAINS
+WITHOUT_HIDDEN = _EVENT_MEANS | TWO_DOMAINS
 """Heads that show no layer before the logits to extract knowledge from."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""

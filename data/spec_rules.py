@@ -10,6 +10,7 @@ import collections
 from typing import TYPE_CHECKING
 
 from data.architectures import (
+    FACTORIZED,
     LAYERED,
     NOT_PRETRAINED,
     OWN_PRETRAINING,
@@ -294,7 +295,7 @@ def _tasks_can_be_added(spec: Spec) -> None:
             "model: 'added_tasks' read an encoder's layers: one of"
             f" {', '.join(sorted(LAYERED))}, not {spec.model.architecture}"
         )
-    if spec.model.heads in ("deepfm", "nfm"):
+    if spec.model.heads in FACTORIZED:
         raise ValueError(
             "model: 'added_tasks' read a candidate as one vector, and heads"
             f" {spec.model.heads} make one a channel"

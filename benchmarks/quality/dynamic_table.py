@@ -105,7 +105,13 @@ class HashedRows:
     def lookup(self, keys: tf.Tensor) -> tf.Tensor:
         return self.table(self._ids(keys))
 
-    def train(self, keys, step, loss_of, weights) -> list[tf.Tensor]:
+    def train(
+        self,
+        keys: tf.Tensor,
+        step: tf.Tensor,
+        loss_of: Callable[[tf.Tensor], tf.Tensor],
+        weights: list[tf.Variable],
+    ) -> list[tf.Tensor]:
         """Trains the rows; returns the gradients of `weights`."""
         with tf.GradientTape() as tape:
             loss = loss_of(self.lookup(keys))
@@ -125,7 +131,13 @@ class DynamicRows:
     def lookup(self, keys: tf.Tensor) -> tf.Tensor:
         return self.table.lookup(keys)
 
-    def train(self, keys, step, loss_of, weights) -> list[tf.Tensor]:
+    def train(
+        self,
+        keys: tf.Tensor,
+        step: tf.Tensor,
+        loss_of: Callable[[tf.Tensor], tf.Tensor],
+        weights: list[tf.Variable],
+    ) -> list[tf.Tensor]:
         distinct, position = tf.unique(keys)
         slots = self.table.resolve(distinct, step)
         rows = self.table.gather(slots)
@@ -171,7 +183,9 @@ class Learner:
             if isinstance(self.rows, DynamicRows) and self.steps % EVICT_EVERY == 0:
                 self.rows.table.evict(tf.constant(self.steps, tf.int64))
 
-    def _train_step(self, keys, features, labels, step) -> None:
+    def _train_step(
+        self, keys: tf.Tensor, features: tf.Tensor, labels: tf.Tensor, step: tf.Tensor
+    ) -> None:
         def loss_of(rows: tf.Tensor) -> tf.Tensor:
             logits = self._score(rows, features)
             return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))

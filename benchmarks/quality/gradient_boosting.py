@@ -13,6 +13,7 @@ seeds, which draw the rows that a tree sees.
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -35,8 +36,8 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3"], "Of LightGBM.")
 _LABELS = ("is_click", "long_view")
 _VIDEO = ("video_id", "author_id", "music_id", "tag", "upload_type", "video_type")
 _MOMENT = ("tab", "hour", "duration_ms")
-_TREES = {"n_estimators": 300, "num_leaves": 63, "learning_rate": 0.05}
-_ROWS = {"subsample": 0.8, "subsample_freq": 1, "verbose": -1}
+_SETTINGS: dict[str, Any] = {"n_estimators": 300, "num_leaves": 63, "learning_rate": 0.05}
+_SETTINGS |= {"subsample": 0.8, "subsample_freq": 1, "verbose": -1}
 
 
 def main(argv: list[str]) -> None:
@@ -58,9 +59,9 @@ def main(argv: list[str]) -> None:
             target = rows[label].astype("int8").to_numpy()
             found = []
             for seed in map(int, _SEEDS.value):
-                model = lightgbm.LGBMClassifier(**_TREES, **_ROWS, random_state=seed)
+                model = lightgbm.LGBMClassifier(**_SETTINGS, random_state=seed)
                 model.fit(features[is_train], target[is_train])
-                scores = model.predict_proba(features[~is_train])[:, 1]
+                scores = np.asarray(model.predict_proba(features[~is_train]))[:, 1]
                 found.append(
                     (auc(target[~is_train], scores), gauc(user, target[~is_train], scores))
                 )

@@ -23,7 +23,7 @@ environment.prepare()  # Before TensorFlow is imported.
 import functools  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -56,7 +56,7 @@ _BATCH_SPEC = {
     "sequence_movie_id": tf.TensorSpec([None, None], tf.int64),
     "sequence_mask": tf.TensorSpec([None, None], tf.bool),
 }
-_PHASES = {
+_PHASES: dict[str, dict[str, Any]] = {
     "bert4rec": {"sequence": {"targets": "expanded"}, "objective": "masked_channels"},
     "sasrec": {"sequence": {"targets": "causal"}, "objective": "next_event"},
 }
@@ -112,7 +112,7 @@ def read(spec: Spec, folder: str) -> Histories:
     return Histories(rows, np.cumsum(np.bincount(user))[:-1], len(film.dictionary))
 
 
-def train(pretrainer: Pretrainer, histories: Histories):
+def train(pretrainer: Pretrainer, histories: Histories) -> Iterator[tuple[int, float]]:
     """Yields (epoch, mean loss) after each pass over all users."""
     spec = pretrainer.spec
     windows = list(_training_windows(histories))
@@ -175,7 +175,7 @@ def evaluate(
     return np.concatenate(found)
 
 
-def _training_windows(histories: Histories):
+def _training_windows(histories: Histories) -> Iterator[np.ndarray]:
     """Every user without the last two films, cut into windows from the newest on."""
     for user in histories.by_user():
         own = user[:-2]

@@ -24,14 +24,18 @@ from absl import app, flags, logging  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.quality.pretraining import train  # noqa: E402
 from data.spec import Spec, parse_spec  # noqa: E402
 from modules.objectives.weighting.methods import WEIGHTINGS  # noqa: E402
-from tfx_pipeline.layout import Layout  # noqa: E402
+from tfx_pipeline.comparison.finished_run import FinishedRun, finished_run  # noqa: E402
+from tfx_pipeline.comparison.training import train  # noqa: E402
+from tfx_pipeline.layout import output_of  # noqa: E402
 
 _SINGLE = "single task"
-flags.DEFINE_list("weightings", list(WEIGHTINGS), "What is compared.")
-flags.DEFINE_string("model", "{}", "JSON of keys to change in the spec's `model`.")
+_RUN = flags.DEFINE_string("run", "runs/simulator", "Output folder of a finished run.")
+_EPOCHS = flags.DEFINE_integer("epochs", None, "Fine-tuning epochs (default: the spec's).", 1)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initialisation and order.")
+_WEIGHTINGS = flags.DEFINE_list("weightings", list(WEIGHTINGS), "What is compared.")
+_MODEL = flags.DEFINE_string("model", "{}", "JSON of keys to change in the spec's `model`.")
 
 
 def of_seed(spec: Spec, seed: int, weighting: str) -> Spec:
@@ -40,29 +44,29 @@ def of_seed(spec: Spec, seed: int, weighting: str) -> Spec:
     raw["training"] |= {"seed": seed}
     raw["training"]["pretrain"]["epochs"] = 0
     raw["training"]["finetune"]["weighting"] = weighting
-    if flags.FLAGS.epochs:
-        raw["training"]["finetune"]["epochs"] = flags.FLAGS.epochs
-    raw["model"] |= json.loads(flags.FLAGS.model)
+    if _EPOCHS.value:
+        raw["training"]["finetune"]["epochs"] = _EPOCHS.value
+    raw["model"] |= json.loads(_MODEL.value)
     return parse_spec(raw)
 
 
-def _auc(run: pathlib.Path, spec: Spec) -> dict[str, float]:
+def _auc(run: FinishedRun, spec: Spec) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         curves = train(run, spec, pathlib.Path(folder))
     return {name.split("/")[1]: value for name, value in curves.items()}
 
 
-def _trained(run: pathlib.Path, spec: Spec, seed: int) -> dict[str, dict[str, float]]:
+def _trained(run: FinishedRun, seed: int) -> dict[str, dict[str, float]]:
     """Every task's AUC by what was trained, of one seed."""
-    one = of_seed(spec, seed, "static")
+    one = of_seed(run.spec, seed, "static")
     alone: dict[str, float] = {}
     for task in one.tasks:
         if task.type == "binary":
             alone |= _auc(run, one.with_tasks(task.name))
             print(f"seed {seed}, {task.name} alone: {alone[task.name]:.4f}", flush=True)
     trained = {_SINGLE: alone}
-    for weighting in flags.FLAGS.weightings:
-        trained[weighting] = _auc(run, of_seed(spec, seed, weighting))
+    for weighting in _WEIGHTINGS.value:
+        trained[weighting] = _auc(run, of_seed(run.spec, seed, weighting))
         print(f"seed {seed}, {weighting}: {json.dumps(trained[weighting])}", flush=True)
     return trained
 
@@ -91,9 +95,8 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")
-    run = pathlib.Path(flags.FLAGS.run)
-    spec = parse_spec(json.loads(Layout(run).spec.read_text()))
-    by_seed = [_trained(run, spec, int(seed)) for seed in flags.FLAGS.seeds]
+    run = finished_run(output_of(_RUN.value))
+    by_seed = [_trained(run, int(seed)) for seed in _SEEDS.value]
     Console(width=160).print(_table(by_seed))
 
 

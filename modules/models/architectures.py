@@ -11,6 +11,7 @@ from modules.models.bert import Bert
 from modules.models.can import can_towers
 from modules.models.conet import conet
 from modules.models.darec import darec
+from modules.models.dcn import dcn
 from modules.models.deepfm import deepfm
 from modules.models.din import din_towers
 from modules.models.encoder import Encoder
@@ -50,6 +51,7 @@ HEADS: dict[str, Callable[[Spec, Tables], Any]] = {
     "ple": ple,
     "deepfm": deepfm,
     "nfm": nfm,
+    "dcn": dcn,
 }
 """What `model.heads` may put in place of an architecture's own."""
 
@@ -76,6 +78,7 @@ ARCHITECTURES = {
     "ple": Architecture(EventMean, ple, None),
     "deepfm": Architecture(EventMean, deepfm, None),
     "nfm": Architecture(EventMean, nfm, None),
+    "dcn": Architecture(EventMean, dcn, None),
     "din": Architecture(EventMean, din_towers, None),
     "two_tower": Architecture(EventMean, TwoTower, None),
     "can": Architecture(EventMean, can_towers, None),

@@ -17,10 +17,10 @@ ROWS = {"item": 40, "kind": 9, "tags": 12, "city": 7}
 NUM_RESERVED = 3
 
 
-_LIKE_ANOTHER = {(a, t) for a in (*TWO_DOMAINS, "nfm") for t in ("causal", "expanded")}
+_LIKE_ANOTHER = {(a, t) for a in (*TWO_DOMAINS, "nfm", "dcn") for t in ("causal", "expanded")}
 _LIKE_ANOTHER -= {("darec", "causal")}
 """What differs from others in nothing that these tests ask: the architectures of two domains but
-for one, and `nfm`, deepfm's heads with another readout. `make test-all` asks them all."""
+for one, and `nfm` and `dcn`, deepfm's heads with other readouts. `make test-all` asks them all."""
 CASES = [
     pytest.param(
         case, id="-".join(case), marks=[pytest.mark.exhaustive] if case in _LIKE_ANOTHER else []

@@ -1,4 +1,4 @@
-"""DeepFM and NFM: against the double sum, against each other, and what products are for."""
+"""DeepFM, NFM, DCN: against the double sum, against each other, and what products are for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from modules.features import as_ragged, pad
 from modules.layers.factorization import bi_interaction
 from modules.layers.field_embedding import FieldEmbedding
 from modules.layers.tower import Tower
+from modules.models.dcn import DCN
 from modules.models.deepfm import DeepFM
 from modules.models.nfm import NFM
 from modules.models.user_model import UserModel
@@ -81,6 +82,20 @@ def test_nfm_with_hidden_layers():
     assert np.abs(layer(FIELDS, training=True) - out).max() > 0.01
 
 
+def test_dcn_is_cross_layers_then_a_deep_part():
+    layer = DCN(Tower((3,), 1), rank=2)
+    layer(FIELDS)
+    for weight in layer.weights:  # biases too
+        weight.assign(tf.random.normal(weight.shape))
+    x0 = x = FIELDS.reshape(B, K, -1)
+    for cross in layer.crosses:
+        (u, v, b) = (w.numpy() for w in cross.weights)
+        x = x0 * (x @ u @ v + b) + x
+    w1, b1, w2, b2 = (w.numpy() for w in layer.deep.weights)
+    expected = np.maximum(x @ w1 + b1, 0) @ w2 + b2
+    np.testing.assert_allclose(layer(FIELDS), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_field_is_a_map_of_what_its_channel_brings():
     spec = make_spec()
     batch = pad(as_ragged(random_instances(spec, [5, 9], [3, 6]), spec), spec)
@@ -108,7 +123,7 @@ def test_a_field_is_a_map_of_what_its_channel_brings():
         np.testing.assert_allclose(fields[name], x @ maps[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["deepfm", "nfm"])
+@pytest.mark.parametrize("architecture", ["deepfm", "nfm", "dcn"])
 def test_only_a_product_of_fields_learns_an_xor_of_ids(architecture):
     """label = XOR of a bit of either id, in vectors too narrow for a table of pairs: no sum of
     functions of one id each ranks it, whatever those functions are."""
@@ -128,13 +143,17 @@ def test_only_a_product_of_fields_learns_an_xor_of_ids(architecture):
         return float(np.mean((logits.numpy() > 0) == (label > 0.5)))
 
     # Deep parts without hidden layers: what is learned, products have learned.
-    layer = {"deepfm": DeepFM, "nfm": NFM}[architecture](Tower((), 1), 1)
+    layer = {
+        "deepfm": lambda: DeepFM(Tower((), 1), 1),
+        "nfm": lambda: NFM(Tower((), 1), 1),
+        "dcn": lambda: DCN(Tower((), 1), rank=D),
+    }[architecture]()
     linear = keras.layers.Dense(1)
     assert accuracy(layer) > 0.98
     assert accuracy(lambda fields: linear(tf.reshape(fields, [64, 1, 2 * D]))) < 0.8
 
 
-@pytest.mark.parametrize("architecture", ["deepfm", "nfm"])
+@pytest.mark.parametrize("architecture", ["deepfm", "nfm", "dcn"])
 def test_a_label_column_is_no_field_of_its_own_task(architecture):
     """`adult` is the context column `age`, which `spend` may see."""
     spec = make_spec(
@@ -148,7 +167,7 @@ def test_a_label_column_is_no_field_of_its_own_task(architecture):
     assert not np.allclose(one["spend"], two["spend"])
 
 
-@pytest.mark.parametrize("heads", ["deepfm", "nfm"])
+@pytest.mark.parametrize("heads", ["deepfm", "nfm", "dcn"])
 def test_factorized_heads_show_no_layer_to_extract(heads):
     with pytest.raises(SpecError, match=f"knowledge: {heads} shows no hidden layer"):
         make_spec(model={"architecture": "supermoe", "heads": heads}, knowledge={"item": "item"})

@@ -1,4 +1,6 @@
-"""The block (eq. 7), pooling and towers (eq. 8)."""
+"""The block (eq. 7), a dense one, pooling and towers (eq. 8)."""
+
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tf_keras as keras
 from modules.layers.block import MoETransformerBlock
 from modules.layers.pooling import max_pool, running_max
 from modules.layers.tower import Tower
+from modules.layers.transformer_block import TransformerBlock
 
 D = 8
 
@@ -34,6 +37,20 @@ def test_equation_7_is_attention_then_two_feed_forward_layers():
         expected = expected + ffn(layer_norm(expected), mask)[0].numpy()
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     assert len(auxes) == 2 and auxes[0].load_E.shape == (4,)
+
+
+def test_a_dense_block_is_attention_then_one_feed_forward_layer():
+    _, x, mask = block_and_input()
+    block = TransformerBlock(D, num_heads=2, ffn_dim=12)
+    block(x, mask)
+    for dense in (block.widen, block.narrow):
+        dense.bias.assign(tf.random.stateless_normal(dense.bias.shape, [0, 0]))
+    y = block(x, mask, causal=True)
+    x = x + block.attention(layer_norm(x), mask, causal=True).numpy()
+    inner = layer_norm(x) @ block.widen.kernel.numpy() + block.widen.bias.numpy()
+    gelu = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / np.sqrt(2)))
+    expected = x + gelu @ block.narrow.kernel.numpy() + block.narrow.bias.numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

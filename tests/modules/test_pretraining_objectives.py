@@ -103,9 +103,11 @@ def pretrained(spec, batch, folder):
     return pretrainer
 
 
-def test_next_events_are_learned(tmp_path):
-    """Items count up from a random start: all but the first of a sequence can be known."""
-    spec = spec_of("nextitnet", "next_event")
+@pytest.mark.parametrize("architecture", ["nextitnet", "supermoe"])
+def test_next_events_are_learned(architecture, tmp_path):
+    """Items count up from a random start: all but the first of a sequence can be known, by what
+    tells the newest event from those before it."""
+    spec = spec_of(architecture, "next_event")
     count, length = 8, 9
     start = np.random.default_rng(0).integers(0, count, (64, 1))
     items = NUM_RESERVED + (start + np.arange(length)) % count
