@@ -217,8 +217,9 @@ def _knowledge_is_of_candidates(spec: Spec) -> None:
         )
     if not spec.knowledge.path and not any(t.per == "impression" for t in spec.tasks):
         raise ValueError("knowledge: items are extracted from a task per impression")
-    if spec.model.architecture == "can" and spec.sequence.targets == "expanded":
-        raise ValueError("knowledge: can takes 'sequence.targets: causal'")
+    is_can = spec.model.architecture == "can"
+    if not spec.knowledge.path and is_can and spec.sequence.targets == "expanded":
+        raise ValueError("knowledge: can is extracted from under 'sequence.targets: causal' only")
     for key in ("item", "category"):
         name = getattr(spec.knowledge, key)
         if name is not None:

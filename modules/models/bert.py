@@ -19,7 +19,7 @@ from modules.models.tables import Tables
 
 
 class Bert(keras.layers.Layer):
-    """SuperMoE's encoder with dense blocks: what its experts are worth is the difference."""
+    """SuperMoE's encoder with dense blocks: one feed-forward layer instead of two, no experts."""
 
     def __init__(self, spec: Spec, tables: Tables, pooling: Pooling = MAX, name: str = "encoder"):
         super().__init__(name=name, autocast=False)  # Dense values are cast once cleaned.

@@ -29,7 +29,9 @@ class ContrastiveViews(tf.Module):
     """InfoNCE between two views of a user's window. Nothing to learn beside the encoder.
 
     Of the paper this is the self-supervised part, as a phase of its own instead of a second loss
-    beside the main one; correlations are estimated on each batch instead of once on all data.
+    beside the main one, and of users by what their windows hold, where the paper's views are of
+    an item in a two-tower model; correlations are estimated on each batch instead of once on all
+    data.
 
     Raises:
       ValueError: the encoder reads one channel only, of which there are no two views.

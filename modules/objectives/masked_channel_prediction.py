@@ -18,6 +18,9 @@ from modules.replicas import replica_id
 class MaskedChannelPrediction(tf.Module):
     """A head for every masked channel, and what they say of an encoder.
 
+    Under `sequence.targets: causal` the encoder shows them earlier events only, where eq. 1 has
+    both sides; `expanded` is as there.
+
     Raises:
       ValueError: the spec has no channel to predict.
     """

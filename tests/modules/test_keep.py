@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from data.spec import SpecError
 from modules.features import as_ragged, pad
 from modules.layers.co_action import CoAction
 from modules.layers.target_attention import TargetAttention
@@ -168,3 +169,14 @@ def test_only_target_attention_recalls_the_candidates_own_event():
     attention = TargetAttention()
     assert accuracy(lambda u: attention(candidate[u], events[u], sees[u])[:, 0]) > 0.95
     assert accuracy(lambda u: tf.reduce_mean(events[u], 1)) < 0.8
+
+
+def test_can_under_expanded_takes_knowledge_and_gives_none():
+    can = {
+        "model": {"architecture": "can"},
+        "sequence": {"max_length": 8, "window": 24, "targets": "expanded"},
+        "training": {"pretrain": {"epochs": 0}},
+    }
+    make_spec(**can, knowledge={"item": "item", "path": "vectors"})
+    with pytest.raises(SpecError, match="can is extracted from under 'sequence.targets: causal'"):
+        make_spec(**can, knowledge={"item": "item"})
