@@ -37,10 +37,11 @@ OWN_HEADS = frozenset({"din", "can", "two_tower"}) | TWO_DOMAINS
 """Architectures that are their heads."""
 FACTORIZED = frozenset({"deepfm", "nfm", "dcn"})
 """Heads over one vector a channel."""
-_EVENT_MEANS = frozenset({"shared_bottom", "mmoe", "ple"}) | FACTORIZED
-NOT_PRETRAINED = _EVENT_MEANS | OWN_HEADS
+_HEADS_OF_MEANS = frozenset({"shared_bottom", "mmoe", "ple"}) | FACTORIZED
+"""Heads that are an architecture, too: over the mean of projected events."""
+NOT_PRETRAINED = _HEADS_OF_MEANS | OWN_HEADS
 """Architectures that only fine-tune."""
-WITHOUT_HIDDEN = _EVENT_MEANS | TWO_DOMAINS
+WITHOUT_HIDDEN = _HEADS_OF_MEANS | TWO_DOMAINS
 """Heads that show no layer before the logits to extract knowledge from."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""

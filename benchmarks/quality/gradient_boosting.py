@@ -36,8 +36,14 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3"], "Of LightGBM.")
 _LABELS = ("is_click", "long_view")
 _VIDEO = ("video_id", "author_id", "music_id", "tag", "upload_type", "video_type")
 _MOMENT = ("tab", "hour", "duration_ms")
-_SETTINGS: dict[str, Any] = {"n_estimators": 300, "num_leaves": 63, "learning_rate": 0.05}
-_SETTINGS |= {"subsample": 0.8, "subsample_freq": 1, "verbose": -1}
+_SETTINGS: dict[str, Any] = {
+    "n_estimators": 300,
+    "num_leaves": 63,
+    "learning_rate": 0.05,
+    "subsample": 0.8,
+    "subsample_freq": 1,
+    "verbose": -1,
+}
 
 
 def main(argv: list[str]) -> None:

@@ -19,14 +19,14 @@ _NUM_CROSSES = 2
 
 
 class DCN(keras.layers.Layer):
-    """x_{l+1} = x_0 ⊙ (U_l V_l x_l + b_l) + x_l from x_0 = [v_1, …, v_F]; y = deep(x_L)
+    """x_{l+1} = x_0 ⊙ (U_l V_lᵀ x_l + b_l) + x_l from x_0 = [v_1, …, v_F]; y = deep(x_L)
 
-    (Wang et al. 2021, "DCN V2", eq. 1 with §4.2's low-rank weights, stacked.) Each layer raises the
-    degree of what is multiplied by one; L is 2.
+    (Wang et al. 2021, "DCN V2", eq. 2, stacked.) Each layer raises the products' degree by one; L
+    is 2.
 
     Args:
       deep: ends in the logits, with their bias.
-      rank: of U_l V_l.
+      rank: of U_l V_lᵀ; saves weights where it is less than half of F·D.
     """
 
     def __init__(self, deep: Tower, rank: int, **kwargs: Any):

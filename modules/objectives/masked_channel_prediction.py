@@ -18,8 +18,8 @@ from modules.replicas import replica_id
 class MaskedChannelPrediction(tf.Module):
     """A head for every masked channel, and what they say of an encoder.
 
-    Under `sequence.targets: causal` the encoder shows them earlier events only, where eq. 1 has
-    both sides; `expanded` is as there.
+    Under `sequence.targets: causal` the encoder shows them the rest of the event and earlier ones,
+    where eq. 1 has both sides; `expanded` is as there.
 
     Raises:
       ValueError: the spec has no channel to predict.

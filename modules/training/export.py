@@ -10,7 +10,6 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
-import tf_keras as keras
 
 from data.added_tasks import OUTPUTS
 from data.channels import DenseChannel
@@ -36,12 +35,10 @@ def export(model: UserModel, transform_output: tft.TFTransformOutput, folder: st
     spec = model.spec
     raw_spec = _request_spec(transform_output, spec)
     plugs_in = spec.knowledge is not None  # Transform then makes a key of the user's id.
-    # The model's layers have their policy; Transform's would round what it reads.
-    keras.mixed_precision.set_global_policy("float32")
-    # Called past Keras, which would trace a layer it knows the inputs of once more as it's saved.
     transform = transform_output.transform_features_layer()
 
     def batch_of(raw: dict[str, tf.RaggedTensor]) -> Batch:
+        # Past Keras' __call__: it would note the inputs, and saving would trace the layer again.
         ragged = as_ragged(transform.call(raw), spec)
         return pad(newest_events(require_complete_lists(ragged, spec), spec), spec)
 

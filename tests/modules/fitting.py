@@ -47,7 +47,7 @@ def fit(
 def fit_batch(
     module: Any, loss_fn: Callable, batch: Batch, phase: Phase, folder: str, **kwargs: Any
 ) -> None:
-    """`phase.epochs` steps on one batch, as one epoch: each makes its dataset anew, in 50 ms."""
+    """`phase.epochs` steps on one batch, as one epoch: every epoch makes its dataset, in 50 ms."""
     steps = phase.epochs
     dataset = tf.data.Dataset.from_tensors(batch).repeat(steps)
     phase = phase.model_copy(update={"epochs": 1})

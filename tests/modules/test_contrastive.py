@@ -99,8 +99,8 @@ def test_one_channel_has_no_two_views(spec):
 
 
 def test_a_user_learns_to_look_like_itself(spec, tmp_path):
-    """Items and amounts tell the user, kinds two users from the others: a view shows one of the
-    three at least, so that two views of a user can be told to be of one."""
+    """Items and amounts tell the user, kinds two users from the others. A view shows one of them at
+    least: 0.83 of the views can be told, 0.69 without a use for kinds, 0.08 by chance."""
     rng = np.random.default_rng(1)
     user = np.arange(12)[:, np.newaxis]
     features = random_instances(spec, [10] * 12, [1] * 12)
