@@ -34,13 +34,12 @@ def preprocessing_fn(inputs: Features, custom_config: dict[str, str]) -> Feature
     """
     spec = parse_spec(json.loads(custom_config["spec"]))
     outputs = dict(inputs)
+    visible = _visible(inputs)
     for table, channels in spec.tables.items():
-        rows = _row_lookup(table, channels, spec, inputs)
+        rows = _row_lookup(table, channels, visible, inputs)
         for sharing in channels:
             outputs[sharing.feature] = _map_flat(inputs[sharing.feature], rows)
-    for channel in spec.channels:
-        if isinstance(channel, DenseChannel):
-            outputs[channel.feature] = _normalize(channel, spec, inputs)
+    outputs |= _normalized(spec, visible, inputs)
     if spec.knowledge is not None:
         outputs["knowledge_user"] = _map_flat(inputs["user_id"], keys_of)
         for feature, name in knowledge_features(spec).items():
@@ -96,7 +95,10 @@ def _hashed_rows(channels: tuple[CategoryChannel | IdChannel, ...]) -> int:
 
 
 def _row_lookup(
-    table: str, channels: tuple[CategoryChannel | IdChannel, ...], spec: Spec, inputs: Features
+    table: str,
+    channels: tuple[CategoryChannel | IdChannel, ...],
+    visible: dict[str, tf.Tensor],
+    inputs: Features,
 ) -> Map:
     """A function from a flat tensor of raw values to their table's rows, or a dynamic one's keys.
 
@@ -125,7 +127,7 @@ def _row_lookup(
             return tf.strings.to_hash_bucket_fast(text, hashed)
 
     else:
-        seen = [_training_values(channel, spec, inputs) for channel in channels]
+        seen = [_training_values(channel, visible, inputs) for channel in channels]
         vocabulary = tft.vocabulary(
             tf.concat(seen, axis=0),
             top_k=top_k,
@@ -142,58 +144,87 @@ def _row_lookup(
     return rows
 
 
-def _normalize(channel: DenseChannel, spec: Spec, inputs: Features) -> tf.Tensor | tf.RaggedTensor:
+def _normalized(spec: Spec, visible: dict[str, tf.Tensor], inputs: Features) -> Features:
     """z = (x - mean) / std over training values; `bucketize` is the quantile rank in [0, 1]."""
-    squash = (
-        (lambda x: tf.sign(x) * tf.math.log1p(tf.abs(x)))
-        if channel.normalize == "log1p"
-        else tf.identity
+    ranked, scaled = (
+        [c for c in spec.channels if isinstance(c, DenseChannel) and c.normalize in ways]
+        for ways in (["bucketize"], ["z_score", "log1p"])
     )
-    raw = inputs[channel.feature]
-    if channel.normalize == "none":
-        return raw
-    seen = squash(_training_values(channel, spec, inputs))
-    if channel.normalize == "bucketize":
-        edges = tft.quantiles(seen, channel.buckets, epsilon=0.1 / channel.buckets)
+    moments = _moments(scaled, visible, inputs)
+    maps = {c: _quantile_rank(c, visible, inputs) for c in ranked}
+    maps |= {c: _z_score(c, *moments[c.feature]) for c in scaled}
+    return {c.feature: _map_flat(inputs[c.feature], maps[c]) for c in maps}
 
-        def normalize(x):
-            rank = tft.apply_buckets_with_interpolation(x, edges)
-            return tf.where(tf.math.is_nan(x), x, rank)
 
-    else:
-        mean, deviation = tft.mean(seen), tf.sqrt(tft.var(seen))
+def _quantile_rank(channel: DenseChannel, visible: dict[str, tf.Tensor], inputs: Features) -> Map:
+    seen = _training_values(channel, visible, inputs)
+    edges = tft.quantiles(seen, channel.buckets, epsilon=0.1 / channel.buckets)
+
+    def rank(x):
+        ranked = tft.apply_buckets_with_interpolation(x, edges)
+        return tf.where(tf.math.is_nan(x), x, ranked)
+
+    return rank
+
+
+def _z_score(channel: DenseChannel, mean: tf.Tensor, deviation: tf.Tensor) -> Map:
+    return lambda x: (_squash(channel, x) - mean) / deviation
+
+
+def _squash(channel: DenseChannel, x: tf.Tensor) -> tf.Tensor:
+    return tf.sign(x) * tf.math.log1p(tf.abs(x)) if channel.normalize == "log1p" else x
+
+
+def _moments(
+    channels: list[DenseChannel], visible: dict[str, tf.Tensor], inputs: Features
+) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+    """By feature, mean and deviation of what training may see of it: scalars.
+
+    One analysis a scope, of a tensor with a column a channel: Transform's time goes by analyzers.
+    """
+    moments = {}
+    for scope, seen_in_training in visible.items():
+        of_scope = [c for c in channels if c.scope == scope]
+        if not of_scope:
+            continue
+        values = tf.stack([_squash(c, _flat(inputs[c.feature])) for c in of_scope], axis=1)
+        # TFT passes over NaN: what isn't to be seen, as what is missing.
+        seen = tf.where(seen_in_training[:, tf.newaxis], values, float("nan"))
+        mean = tft.mean(seen, reduce_instance_dims=False)
+        deviation = tf.sqrt(tft.var(seen, reduce_instance_dims=False))
         # A channel that is constant (or never present) in training carries nothing to scale by.
         mean = tf.where(tf.math.is_finite(mean), mean, 0.0)
         usable = tf.math.is_finite(deviation) & (deviation > 1e-6)
         deviation = tf.where(usable, deviation, 1.0)
-
-        def normalize(x):
-            return (squash(x) - mean) / deviation
-
-    return _map_flat(raw, normalize)
+        for index, channel in enumerate(of_scope):
+            moments[channel.feature] = mean[index], deviation[index]
+    return moments
 
 
-def _training_values(channel: Channel, spec: Spec, inputs: Features) -> tf.Tensor:
+def _visible(inputs: Features) -> dict[str, tf.Tensor]:
+    """By scope, what training may see: bool over the flat events, over the targets, [B].
+
+    One for all channels of a scope, as their lists are equally long (docs/contracts.md).
+    """
+    train_length, splits = _flat(inputs["train_length"]), inputs["target_split"]
+    num_events = _flat(inputs["sequence_length"])
+    event = tf.ragged.range(num_events).flat_values
+    has_train_target = tf.reduce_any(tf.equal(splits, 0), axis=1)
+    return {
+        "sequence": event < tf.repeat(train_length, num_events),
+        "candidate": tf.equal(_flat(splits), 0),
+        "context": (train_length > 0) | has_train_target,
+    }
+
+
+def _training_values(
+    channel: Channel, visible: dict[str, tf.Tensor], inputs: Features
+) -> tf.Tensor:
     """Flat, present values of a channel that training may see."""
-    x = _flat(inputs[channel.feature])
-    lengths = _row_lengths(inputs[channel.feature])
-    train_length = _flat(inputs["train_length"])
-    splits = inputs["target_split"]
-    multi_valued = getattr(channel, "multi_valued", False)
-    if multi_valued:
-        counts = inputs[channel.count_feature]
-        lengths = _row_lengths(counts)
-    if channel.scope == "sequence":
-        index = tf.ragged.range(lengths).flat_values
-        visible = tf.cast(index, tf.int64) < tf.repeat(train_length, lengths)
-    elif channel.scope == "candidate":
-        visible = tf.equal(_flat(splits), 0)
-    else:
-        has_train_target = tf.reduce_any(tf.equal(splits, 0), axis=1)
-        visible = tf.repeat((train_length > 0) | has_train_target, lengths)
-    if multi_valued:
-        visible = tf.repeat(visible, _flat(counts))
-    return tf.boolean_mask(x, visible & ~_is_missing(x))
+    x, seen = _flat(inputs[channel.feature]), visible[channel.scope]
+    if getattr(channel, "multi_valued", False):
+        seen = tf.repeat(seen, _flat(inputs[channel.count_feature]))
+    return tf.gather(x, tf.where(seen & ~_is_missing(x))[:, 0])
 
 
 def _is_missing(x: tf.Tensor) -> tf.Tensor:
@@ -206,12 +237,6 @@ def _is_missing(x: tf.Tensor) -> tf.Tensor:
 
 def _flat(x: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     return x.flat_values if isinstance(x, tf.RaggedTensor) else tf.reshape(x, [-1])
-
-
-def _row_lengths(x: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-    if isinstance(x, tf.RaggedTensor):
-        return x.row_lengths()
-    return tf.ones([tf.shape(x)[0]], tf.int64)
 
 
 def _map_flat(x, fn):

@@ -85,9 +85,12 @@ def test_what_is_large():
 def _transformed(spec: Spec, values: list) -> np.ndarray:
     """Both channels get the values; preprocessing must treat a shared table's alike."""
     ragged = tf.ragged.constant([values, []])
-    inputs = {"sequence_item": ragged, "candidate_item": ragged}
-    outputs = preprocessing_fn(inputs, {"spec": spec.model_dump_json()})
-    sequence, candidate = (outputs[name].flat_values.numpy() for name in inputs)
+    lists = {"sequence_item": ragged, "candidate_item": ragged}
+    num_events = tf.constant([[len(values)], [0]], tf.int64)
+    counts = {"sequence_length": num_events, "train_length": num_events}
+    splits = {"target_split": tf.ragged.constant([[0] * len(values), []], dtype=tf.int64)}
+    outputs = preprocessing_fn(lists | counts | splits, {"spec": spec.model_dump_json()})
+    sequence, candidate = (outputs[name].flat_values.numpy() for name in lists)
     np.testing.assert_array_equal(sequence, candidate)
     assert sequence.dtype == np.int64
     return sequence
