@@ -29,7 +29,7 @@ from modules.training.planning.rows import rows_of
 from modules.training.planning.size import BatchSize
 from modules.training.step import Step
 from modules.training.tuned import freeze, tuned_share
-from tests.modules.conftest import ROWS, make_spec
+from tests.modules.conftest import ROWS, make_spec, with_architecture
 
 SIZE = BatchSize(instances=3, events=5, targets=2)
 BASE = Baselines(trainer=1000, graph=100, server=500)
@@ -105,6 +105,16 @@ def test_what_is_frozen_is_neither_tuned_nor_has_state(drawn):
     of_large = frozen.of("large table")
     assert [w.table for w in of_large] == ["item"] and of_large[0].beside is None
     assert total(frozen.of("optimizer")) < total(drawn.of("optimizer")) / 2
+
+
+def test_tables_that_an_architecture_has_beside_the_specs_count():
+    spec = with_architecture(make_spec(training={"pretrain": {"epochs": 0}}), "keep_c")
+    drawn = draw(spec, "finetune", ROWS, SIZE)
+    known = parameters_of(drawn, rows_of(spec, ROWS))
+    assert {t.name: t.rows.rows for t in known.tables} == ROWS | {
+        f"extraction_{table}": count for table, count in ROWS.items()
+    }
+    assert known.total >= drawn.tuned > 0.9 * known.total
 
 
 def test_adapters_of_any_width_are_planned():

@@ -160,16 +160,19 @@ def parameters_of(blueprint: Blueprint, rows: Mapping[str, TableRows]) -> Parame
     stored_bytes: dict[str, int] = collections.defaultdict(int)
     state: dict[str, int] = collections.defaultdict(int)
     large = {weight.table for weight in blueprint.of("large table")}
+    known = dict(rows)
     for place, weight in enumerate(blueprint.weights):
         beside = None if weight.beside is None else blueprint.weights[weight.beside]
         if weight.table and beside is None:
+            # A table that isn't the spec's: the architecture has it beside one that is (KEEP-C).
+            known.setdefault(weight.table, TableRows(weight.shape[0], "the architecture's own"))
             stored[weight.table] += weight.elements
             stored_bytes[weight.table] += weight.bytes
         elif beside is not None and beside.table:
             state[beside.table] += blueprint.weights[place].bytes
     tables = tuple(
-        TableParameters(t, known, t in large, stored[t], stored_bytes[t], state[t])
-        for t, known in rows.items()
+        TableParameters(t, of_table, t in large, stored[t], stored_bytes[t], state[t])
+        for t, of_table in known.items()
     )
     dense, expert = _elements(blueprint, "dense", "expert"), _elements(blueprint, "expert")
     active = dense - expert + expert // blueprint.experts
