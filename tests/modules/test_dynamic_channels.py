@@ -25,7 +25,7 @@ from modules.training.loop import Preempted
 from modules.training.train import restored, train
 from serving.client import Client, example
 from serving.local import local_server
-from tests.data.small import CHANNELS
+from tests.data.small import channels_named
 from tests.modules.transformed import Transformed, two_phase_spec
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,8 @@ def dynamic_spec():
         "shop": {"rows": 64, "top_k": 2, "compression": {"method": "multi_hash", "rows": 8}},
     }
     channels = [
-        c | (changed.get(c["name"], {}) if c["scope"] == "sequence" else {}) for c in CHANNELS
+        c | (changed.get(c["name"], {}) if c["scope"] == "sequence" else {})
+        for c in channels_named("item", "shop", "click", "price", "age")
     ]
     phase = {"batch_size": 8, "epochs": 2, "table_learning_rate": 0.5}
     spec = two_phase_spec(channels=channels, training={"pretrain": phase, "finetune": phase})

@@ -214,9 +214,9 @@ def test_pre_training_needs_a_channel_to_predict():
 
 
 def _learner(case):
-    """With targets `expanded`, CI asks SuperMoE alone."""
+    """With targets `expanded`, CI asks BERT alone."""
     architecture, targets = case.values[0]
-    asked = targets == "causal" or architecture == "supermoe"
+    asked = targets == "causal" or architecture == "bert"
     return pytest.param(
         (architecture, targets),
         id=case.id,

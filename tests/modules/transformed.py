@@ -98,17 +98,13 @@ class Transformed:
             data = (pipeline | source.BeamSource(), source.TensorAdapterConfig())
             transform = data | tft_beam.AnalyzeDataset(lambda x: preprocessing_fn(x, config))
             _ = transform | tft_beam.WriteTransformFn(str(folder / "graph"))
-            for split in ("train", "eval"):
-                one = tfxio.TFExampleRecord(str(folder / f"raw/Split-{split}/*"), schema=schema)
-                data = (pipeline | split >> one.BeamSource(), one.TensorAdapterConfig())
-                apply = tft_beam.TransformDataset(output_record_batches=True)
-                applied, _ = (data, transform) | f"Transform {split}" >> apply
-                _ = (
-                    applied
-                    | f"Serialize {split}" >> beam.MapTuple(lambda batch, _: _ipc(batch))
-                    | f"Write {split}"
-                    >> beam.io.WriteToTFRecord(str(folder / "arrow" / split / "part"))
-                )
+            apply = tft_beam.TransformDataset(output_record_batches=True)
+            applied, _ = (data, transform) | apply
+            _ = (
+                applied
+                | "Serialize" >> beam.MapTuple(lambda batch, _: _ipc(batch))
+                | "Write" >> beam.io.WriteToTFRecord(str(folder / "arrow" / "part"))
+            )
         # TFX's Transform leaves the raw schema beside the graph; so does this.
         metadata_io.write_metadata(
             tft.DatasetMetadata(schema),
@@ -116,11 +112,13 @@ class Transformed:
         )
         self.output = tft.TFTransformOutput(str(folder / "graph"))
         encoder = RecordBatchToExamplesEncoder(self.output.transformed_metadata.schema)
-        for split in ("train", "eval"):
-            paths = [str(p) for p in (folder / "arrow" / split).glob("part*")]
-            arrow = tf.data.TFRecordDataset(paths).as_numpy_iterator()
-            encoded = [e for record in arrow for e in encoder.encode(_from_ipc(record))]
-            _write(folder / "transformed" / f"Split-{split}" / "0.gz", encoded)
+        paths = [str(p) for p in (folder / "arrow").glob("part*")]
+        arrow = tf.data.TFRecordDataset(paths).as_numpy_iterator()
+        batches = [_from_ipc(record) for record in arrow]
+        encoded = np.array([e for batch in batches for e in encoder.encode(batch)], object)
+        is_eval = np.concatenate([file_split(batch) for batch in batches])
+        for split, keep in (("train", ~is_eval), ("eval", is_eval)):
+            _write(folder / "transformed" / f"Split-{split}" / "0.gz", encoded[keep])
         self.fn_args = types.SimpleNamespace(
             transform_output=str(folder / "graph"),
             train_files=[str(folder / "transformed/Split-train/*")],

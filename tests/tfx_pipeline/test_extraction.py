@@ -13,7 +13,7 @@ from modules.preprocessing import table_rows
 from modules.training.export import export
 from serving.knowledge import MappedStore, lookup
 from serving.knowledge import parquet as knowledge_parquet
-from tests.data.small import CHANNELS
+from tests.data.small import channels_named
 from tests.modules.transformed import Transformed, two_phase_spec
 from tfx_pipeline import extraction
 
@@ -33,7 +33,7 @@ def of(architecture, spec, knowledge, candidates):
 @pytest.fixture(scope="module")
 def transformed(tmp_path_factory):
     place = {"name": "place", "scope": "candidate", "kind": "category", "table": "place"}
-    spec = two_phase_spec(channels=[*CHANNELS, place])
+    spec = two_phase_spec(channels=[*channels_named("item", "place", "tags", "price"), place])
     return Transformed(tmp_path_factory.mktemp("data"), spec)
 
 
