@@ -180,7 +180,7 @@ def _moments(
 ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
     """By feature, mean and deviation of what training may see of it: scalars.
 
-    One analysis a scope, of a tensor with a column a channel: Transform's time goes by analyzers.
+    Two analyzers a scope, of a tensor with a column a channel, however many these are.
     """
     moments = {}
     for scope, seen_in_training in visible.items():
@@ -190,14 +190,22 @@ def _moments(
         values = tf.stack([_squash(c, _flat(inputs[c.feature])) for c in of_scope], axis=1)
         # TFT passes over NaN: what isn't to be seen, as what is missing.
         seen = tf.where(seen_in_training[:, tf.newaxis], values, float("nan"))
-        mean = tft.mean(seen, reduce_instance_dims=False)
-        deviation = tf.sqrt(tft.var(seen, reduce_instance_dims=False))
+        # In float64, as columns are summed value by value: in float32 a constant would deviate.
+        # Reshaped, as NumPy makes a number of a float64 array of one, and TFT hands that on.
+        mean, variance = (
+            tf.reshape(analyze(seen, reduce_instance_dims=False, output_dtype=tf.float64), [-1])
+            for analyze in (tft.mean, tft.var)
+        )
+        deviation = tf.sqrt(variance)
         # A channel that is constant (or never present) in training carries nothing to scale by.
         mean = tf.where(tf.math.is_finite(mean), mean, 0.0)
-        usable = tf.math.is_finite(deviation) & (deviation > 1e-6)
+        usable = tf.math.is_finite(deviation) & (deviation > 1e-6 * tf.maximum(tf.abs(mean), 1.0))
         deviation = tf.where(usable, deviation, 1.0)
         for index, channel in enumerate(of_scope):
-            moments[channel.feature] = mean[index], deviation[index]
+            moments[channel.feature] = (
+                tf.cast(mean[index], tf.float32),
+                tf.cast(deviation[index], tf.float32),
+            )
     return moments
 
 

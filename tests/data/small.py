@@ -40,7 +40,8 @@ CHANNELS = [
 
 
 def channels_named(*names: str) -> list[dict]:
-    """Those of CHANNELS: Transform takes seconds for a vocabulary, however few its rows."""
+    """Those of CHANNELS with these names."""
+    assert set(names) <= {channel["name"] for channel in CHANNELS}
     return [channel for channel in CHANNELS if channel["name"] in names]
 
 

@@ -48,7 +48,7 @@ def dynamic_spec():
     }
     channels = [
         c | (changed.get(c["name"], {}) if c["scope"] == "sequence" else {})
-        for c in channels_named("item", "shop", "click", "price", "age")
+        for c in channels_named("item", "shop", "tags", "click", "price", "age")
     ]
     phase = {"batch_size": 8, "epochs": 2, "table_learning_rate": 0.5}
     spec = two_phase_spec(channels=channels, training={"pretrain": phase, "finetune": phase})

@@ -204,7 +204,7 @@ def test_knowledge_goes_through_transform_and_into_the_export(tmp_path):
     write(folder / "users.parquet", rng.normal(size=(NUM_USERS, 4)), user_id=ids)
     write(folder / "items.parquet", rng.normal(size=(50, 4)), item_id=list(map(str, range(50))))
     spec = two_phase_spec(
-        channels=channels_named("item", "click", "price", "age"),
+        channels=channels_named("item", "click", "price", "age", "city"),
         knowledge={"item": "item", "path": str(folder)},
         domain={"channel": "item", "values": ["1", "2"]},
         model={"architecture": "keep_c", "hidden_dim": 16},

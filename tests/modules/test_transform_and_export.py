@@ -29,7 +29,7 @@ from modules.training.step import Step
 from modules.training.warm_start import warm_start
 from serving.server.batching import Parameters
 from serving.server.servable import Options, Servable
-from tests.modules.transformed import two_phase_spec
+from tests.modules.transformed import Transformed, raw_rows, two_phase_spec
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,59 @@ def test_dense_channels_are_scaled_by_training_events_only(transformed):
     )
     np.testing.assert_allclose(np.sort(got[~np.isnan(got)]), expected, atol=1e-4)
     assert np.isnan(got).sum() == np.isnan(raw).sum() > 0
+
+
+def test_every_way_to_normalise_in_every_scope(tmp_path):
+    """Against NumPy; with a constant, what is never there, and a mean far above its deviation."""
+    dense = [
+        {"name": "price", "normalize": "log1p"},
+        {"name": "gap", "column": "$interval"},
+        {"name": "constant", "column": "spend"},
+        {"name": "never", "column": "click_p"},
+        {"name": "day", "column": "item"},
+        {"name": "raw", "column": "price", "normalize": "none"},
+    ]
+    channels = [{"name": "shop", "scope": "sequence", "kind": "id", "dtype": "string", "top_k": 0}]
+    channels[0] |= {"rows": 8}
+    for scope, named in (
+        ("sequence", dense),
+        ("candidate", dense[::-1]),
+        ("context", [{"name": "age"}, {"name": "rank", "column": "age", "normalize": "bucketize"}]),
+    ):
+        channels += [c | {"scope": scope, "kind": "dense"} for c in named]
+    events, users = raw_rows()
+    for event in events:
+        day = None if event["item"] is None else 19_000 + event["item"] % 5
+        event |= {"spend": 0.7, "click_p": None, "item": day}
+    spec = two_phase_spec(channels=channels, tasks=[{"name": "click", "label": "click"}])
+    transformed = Transformed(tmp_path, spec, (events, users))
+    rows = transformed.raw.to_pylist()
+    paths = [*transformed.fn_args.train_files, *transformed.fn_args.eval_files]
+    records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(paths)), "GZIP").as_numpy_iterator()
+    read = [tf.train.Example.FromString(record).features.feature for record in records]
+    for channel in spec.channels[1:]:
+        raw = np.array([v for row in rows for v in row[channel.feature]], np.float64)
+        may_see = {
+            "sequence": lambda row: np.arange(row["sequence_length"][0]) < row["train_length"][0],
+            "candidate": lambda row: np.equal(row["target_split"], 0),
+            "context": lambda row: [row["train_length"][0] > 0 or 0 in row["target_split"]],
+        }[channel.scope]
+        seen = raw[np.concatenate([may_see(row) for row in rows]).astype(bool) & ~np.isnan(raw)]
+        assert len(seen) < len(raw)
+        stored = channel.feature + ("" if channel.scope == "context" else "$ragged_values")
+        got = np.array([v for features in read for v in features[stored].float_list.value])
+        expected = raw
+        if channel.normalize == "bucketize":
+            expected = np.searchsorted(np.sort(seen), raw, side="right") / len(seen)
+            expected[np.isnan(raw)] = np.nan
+            assert np.nanmin(got) >= 0 and np.nanmax(got) <= 1
+        elif channel.normalize != "none" and channel.name != "never":
+            squash = np.log1p if channel.normalize == "log1p" else np.asarray
+            deviation = squash(seen).std() if channel.name != "constant" else 1.0
+            expected = (squash(raw) - squash(seen).mean()) / deviation
+        # A day's mean, 19,002, is known to a thousandth in float32.
+        tolerance = 0.1 if channel.normalize == "bucketize" else 1e-3
+        np.testing.assert_allclose(np.sort(got), np.sort(expected), atol=tolerance, rtol=1e-5)
 
 
 def test_a_vocabulary_holds_training_values_by_frequency_and_leaves_missing_out(transformed):

@@ -214,9 +214,9 @@ def test_pre_training_needs_a_channel_to_predict():
 
 
 def _learner(case):
-    """With targets `expanded`, CI asks BERT alone."""
+    """With targets `expanded`, CI asks SuperMoE alone."""
     architecture, targets = case.values[0]
-    asked = targets == "causal" or architecture == "bert"
+    asked = targets == "causal" or architecture == "supermoe"
     return pytest.param(
         (architecture, targets),
         id=case.id,

@@ -81,9 +81,10 @@ def raw_rows():
 class Transformed:
     """The small spec's instances, as files before and after Transform."""
 
-    def __init__(self, folder, spec):
+    def __init__(self, folder, spec, raw=None):
+        """`raw`: of `raw_rows`' form."""
         self.spec, self.folder = spec, folder
-        rows, users = raw_rows()
+        rows, users = raw or raw_rows()
         self.raw = build_instances(event_table(rows, spec), user_table(users, spec), spec)
         self.is_eval = file_split(self.raw)
         schema = schema_of(spec)
@@ -112,7 +113,7 @@ class Transformed:
         )
         self.output = tft.TFTransformOutput(str(folder / "graph"))
         encoder = RecordBatchToExamplesEncoder(self.output.transformed_metadata.schema)
-        paths = [str(p) for p in (folder / "arrow").glob("part*")]
+        paths = [str(p) for p in sorted((folder / "arrow").glob("part*"))]
         arrow = tf.data.TFRecordDataset(paths).as_numpy_iterator()
         batches = [_from_ipc(record) for record in arrow]
         encoded = np.array([e for batch in batches for e in encoder.encode(batch)], object)

@@ -33,7 +33,9 @@ def of(architecture, spec, knowledge, candidates):
 @pytest.fixture(scope="module")
 def transformed(tmp_path_factory):
     place = {"name": "place", "scope": "candidate", "kind": "category", "table": "place"}
-    spec = two_phase_spec(channels=[*channels_named("item", "place", "tags", "price"), place])
+    spec = two_phase_spec(
+        channels=[*channels_named("item", "place", "tags", "price", "click", "age"), place]
+    )
     return Transformed(tmp_path_factory.mktemp("data"), spec)
 
 
