@@ -42,6 +42,12 @@ def _spec(**model):
     return make_spec(model={**SIZES, "tower_dims": [8], "full_softmax_rows": 20, **model})
 
 
+def _dense(finetune=(), **changes):
+    """Of few operations, for where the encoder isn't what is asked about."""
+    training = {"pretrain": {"epochs": 0}, "finetune": dict(finetune)}
+    return with_architecture(make_spec(training=training, **changes), "shared_bottom")
+
+
 def _placed(**cluster):
     return parse_cluster(cluster)
 
@@ -120,14 +126,15 @@ def test_tables_that_an_architecture_has_beside_the_specs_count():
 
 def test_adapters_of_any_width_are_planned():
     tuning = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 8}}}
-    assert draw(make_spec(training=tuning), "finetune", ROWS, SIZE).step_bytes > 0
+    spec = with_architecture(make_spec(training=tuning), "bert")
+    assert draw(spec, "finetune", ROWS, SIZE).step_bytes > 0
 
 
 def test_plugged_in_knowledge_is_planned(tmp_path):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(6, np.float32)), 2)
     users = pa.table({"user_id": ["a", "b", "c"], "embedding": vectors})
     pq.write_table(users, tmp_path / "users.parquet")
-    spec = make_spec(knowledge={"item": "item", "path": str(tmp_path)})
+    spec = _dense(knowledge={"item": "item", "path": str(tmp_path)})
     names = [weight.name for weight in draw(spec, "finetune", ROWS, SIZE).of("counter")]
     assert any("keys" in name for name in names)
 
@@ -222,7 +229,7 @@ def test_rows_are_bounded_before_transform(name):
 
 
 def test_expanded_targets_are_planned_too():
-    raw = spec_of().model_dump(mode="json")
+    raw = with_architecture(spec_of(), "bert").model_dump(mode="json")
     causal, expanded = (
         parse_spec(raw | {"sequence": raw["sequence"] | {"targets": targets}})
         for targets in ("causal", "expanded")
@@ -244,7 +251,7 @@ def test_expanded_targets_are_planned_too():
     ],
 )
 def test_learned_lambdas_and_gradients_by_task_are_planned_too(weighting):
-    spec = make_spec(training={"finetune": {"weighting": weighting}})
+    spec = _dense(finetune={"weighting": weighting})
     drawn = draw(spec, "finetune", ROWS, SIZE)
     lambdas = [weight for weight in drawn.of("dense") if weight.name == "log_lambda"]
     assert len(lambdas) == (weighting != "pcgrad")
