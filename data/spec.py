@@ -104,6 +104,9 @@ class Source(Strict):
     """tabular: glob of the user table, one row a user; optional."""
     where: Where | None = None
     """The events or targets wanted; all unless given."""
+    history_labels: bool = False
+    """kuairand: earlier exposures, which have no times, are training targets of what is known of
+    them too, not history alone."""
     max_dead_letter_fraction: Fraction = 0.01
     """More malformed rows than this and the run fails."""
 

@@ -163,6 +163,11 @@ def _tasks_are_consistent(spec: Spec) -> None:
 
 
 def _split_is_complete(spec: Spec) -> None:
+    if spec.source.history_labels and spec.source.format != "kuairand":
+        raise ValueError(
+            "source: 'history_labels' goes with 'format: kuairand': elsewhere an event is a target"
+            " where it has a label"
+        )
     if spec.split.by == "time" and spec.split.at is None:
         raise ValueError("split: 'by: time' needs 'at'")
     if spec.split.by == "user" and spec.split.history == "frozen":

@@ -432,7 +432,12 @@ def test_kuairand(kuairand):
     assert letter.row == 4 and letter.reason == "hourmin: not an integer" and "oops" in letter.raw
 
 
-def test_kuairand_history_is_never_a_target(kuairand):
+def _without_history_labels():
+    raw = load_spec("kuairand_pure").model_dump(mode="json")
+    return parse_spec(raw | {"source": {"format": "kuairand"}})
+
+
+def test_kuairand_history_is_no_target_unless_asked(kuairand):
     history = pa.table(
         {
             "user_id": [0, 5],
@@ -444,7 +449,7 @@ def test_kuairand_history_is_never_a_target(kuairand):
         }
     )
     pyarrow.parquet.write_table(history, kuairand / "user_history_before_4_25.parquet")
-    table, _ = read_all(load_spec("kuairand_pure"), kuairand)
+    table, _ = read_all(_without_history_labels(), kuairand)
     rows = table.to_pylist()[:3]
     assert [r["video_id:int"] for r in rows] == [11, 10, 11]
     assert [r["is_like:category"] for r in rows] == [
@@ -475,6 +480,30 @@ def test_kuairand_counts_what_earlier_exposures_say_of_a_video(kuairand):
     raw["channels"].append(seen)
     with pytest.raises(SourceError, match="'seen' reads video_exposures, which counts the history"):
         sources.find(parse_spec(raw), str(kuairand))
+
+
+def test_kuairand_history_labels_are_targets_that_no_count_holds(kuairand):
+    """User 5's likes and long views say nothing of what is counted for user 5's exposures."""
+    history = {"user_id": [0, 5, 10], "watch_seq": [[11, 10, 11], [11], [11]],
+               "like_seq": [[10], [11], []], "long_watch_seq": [[11], [], []]}  # fmt: skip
+    pyarrow.parquet.write_table(pa.table(history), kuairand / "user_history_before_4_25.parquet")
+    table, _ = read_all(load_spec("kuairand_pure"), kuairand)
+    rows = table.to_pylist()[:5]
+    assert [r["label_like"] for r in rows] == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert [r["label_long_view"] for r in rows] == [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert {r["label_click"] for r in rows} == {None}
+    # Users 0 and 10 are of one tenth: of 11 each sees user 5's one exposure, and user 5 their 3.
+    counted = [[r[f"{name}:dense"] for name in COUNTED] for r in rows]
+    of_user_5 = [1, 1.0, 0.0]
+    assert counted[:3] == [of_user_5, [None] * 3, of_user_5] and counted[4] == of_user_5
+    assert counted[3] == pytest.approx([3, 0.0, 2 / 3])
+
+
+def test_history_labels_are_kuairands():
+    raw = load_spec("simulator").model_dump(mode="json")
+    raw["source"] |= {"history_labels": True}
+    with pytest.raises(ValueError, match="'history_labels' goes with 'format: kuairand'"):
+        parse_spec(raw)
 
 
 def test_kuairand_without_its_files(tmp_path):
