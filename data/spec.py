@@ -105,8 +105,8 @@ class Source(Strict):
     where: Where | None = None
     """The events or targets wanted; all unless given."""
     history_labels: bool = False
-    """kuairand: earlier exposures, which have no times, are training targets of what is known of
-    them too, not history alone."""
+    """kuairand: earlier exposures, which have no times, are training targets too, of what is known
+    of them, and not history alone."""
     max_dead_letter_fraction: Fraction = 0.01
     """More malformed rows than this and the run fails."""
 

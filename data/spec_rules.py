@@ -163,15 +163,30 @@ def _tasks_are_consistent(spec: Spec) -> None:
 
 
 def _split_is_complete(spec: Spec) -> None:
-    if spec.source.history_labels and spec.source.format != "kuairand":
-        raise ValueError(
-            "source: 'history_labels' goes with 'format: kuairand': elsewhere an event is a target"
-            " where it has a label"
-        )
     if spec.split.by == "time" and spec.split.at is None:
         raise ValueError("split: 'by: time' needs 'at'")
     if spec.split.by == "user" and spec.split.history == "frozen":
         raise ValueError("split: 'history: frozen' goes with 'by: time'")
+
+
+def _history_labels_are_trained_on(spec: Spec) -> None:
+    if not spec.source.history_labels:
+        return
+    if spec.source.format != "kuairand":
+        raise ValueError(
+            "source: 'history_labels' goes with 'format: kuairand': elsewhere an event is a target"
+            " where it has a label"
+        )
+    if spec.split.by != "time":
+        raise ValueError(
+            "source: 'history_labels' goes with 'split: {by: time}': by user, they would be"
+            " evaluated on too"
+        )
+    if spec.source.where is not None:
+        raise ValueError(
+            "source: 'history_labels' and 'where' don't go together: of an earlier exposure it"
+            " isn't known where it was"
+        )
 
 
 def _windows_hold_more_than_a_target_sees(spec: Spec) -> None:
@@ -397,6 +412,7 @@ _RULES = (
     _tables_are_consistent,
     _tasks_are_consistent,
     _split_is_complete,
+    _history_labels_are_trained_on,
     _windows_hold_more_than_a_target_sees,
     _tuning_is_possible,
     _knowledge_is_of_candidates,

@@ -3,16 +3,17 @@
 The folder holds `log_standard_*_pure.csv` (all of them are read), `user_features_pure.csv`,
 `video_features_basic_pure.csv` (joined to each impression on `video_id`) and optionally
 `user_history_before_4_25.parquet`: a user's earlier exposures in order, without times. Those
-are history, and with `source.history_labels` training targets of what is known of them (`is_like`
-and `long_view`).
+are history; with `source.history_labels` the first of each video is a training target too, of
+whether it was liked and viewed long (a later one says what its own history says already). Nothing
+is counted for such a target: a count of the video's other exposures tells a model that knows the
+video's whole count the target's own label.
 
 Derived columns: `hour` (of `hourmin`, as text), `watch_ratio` (`play_time_ms` / `duration_ms`; null
 where the duration is 0), and what those earlier exposures say of a video: `video_exposures`,
 `video_like_share` and `video_long_view_share` (null for a video without any, and for all where that
 file isn't there). A video's exposures in the history are before 25 April but for those that a user
 had just then, so it goes with logs that begin there; and what counts a history's own events is no
-channel of that history. Of an earlier exposure that is a target itself they count the users of the
-other `TENTHS` alone, so that they don't hold its label.
+channel of that history.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +45,6 @@ from data.spec import Spec
 HISTORY = "user_history_before_4_25.parquet"
 DERIVED = {"hour": "hourmin", "watch_ratio": "play_time_ms"}
 COUNTED = ("video_exposures", "video_like_share", "video_long_view_share")
-TENTHS = 10
-"""Parts of the users, by the last digit of their ids."""
 TAG_SEPARATOR = ","
 
 
@@ -125,61 +123,23 @@ def _videos(path: str) -> pa.Table:
     return pa.concat_tables([chunk.table for chunk in delimited.read_csv(path)])
 
 
-class _Exposures(NamedTuple):
-    """The history's, summed: exposures, likes and long views."""
-
-    keys: np.ndarray
-    """int64 [N], sorted, each once: `_key` of a video and a tenth of the users."""
-    of_key: np.ndarray
-    """float64 [3, N]."""
-    of_video: np.ndarray
-    """float64 [3, N]: of the key's video, of all users."""
-
-
 @functools.lru_cache(maxsize=1)
-def _exposures_by_video(history: str) -> _Exposures:
-    parts = []
-    for batch in _history_batches(history):
-        user, video = _exposures(batch, "watch_seq")
-        told = (_member(user, video, batch, name) for name in ("like_seq", "long_watch_seq"))
-        parts.append((_key(video, batch, user), np.ones(len(video)), *told))
-    exposures, *amounts = (np.concatenate(part) for part in zip(*parts, strict=True))
-    keys, place = np.unique(exposures, return_inverse=True)
-    of_key = np.stack([np.bincount(place, amount, len(keys)) for amount in amounts])
-    _, video = np.unique(keys // TENTHS, return_inverse=True)
-    of_video = np.stack([np.bincount(video, sums)[video] for sums in of_key])
-    return _Exposures(keys, of_key, of_video)
-
-
-def _key(video: np.ndarray, batch: pa.RecordBatch, user: np.ndarray) -> np.ndarray:
-    return video * TENTHS + batch["user_id"].to_numpy()[user] % TENTHS
-
-
 def _counts(history: str | None = None) -> pa.Table:
     """`COUNTED` of each video that the history's exposures hold."""
     names = ["video_id", *COUNTED]
     if history is None:
         return pa.table({name: pa.array([], pa.string()) for name in names})
-    found = _exposures_by_video(history)
-    videos, first = np.unique(found.keys // TENTHS, return_index=True)
-    return pa.table([_text(videos), *_shares(found.of_video[:, first]).values()], names)
-
-
-def _counts_of_others(history: str, keys: np.ndarray) -> dict[str, pa.Array]:
-    """`COUNTED` of exposures, the users of each one's own tenth left out."""
-    found = _exposures_by_video(history)
-    place = np.searchsorted(found.keys, keys)
-    return _shares((found.of_video - found.of_key)[:, place])
-
-
-def _shares(sums: np.ndarray) -> dict[str, pa.Array]:
-    """float64 [3, n] of exposures, likes and long views -> `COUNTED`, null without exposures."""
-    exposures = sums[0]
-    shares = sums[1:] / np.maximum(exposures, 1)
-    values = (exposures.astype(np.int64), *shares)
-    return {
-        name: _text(value, mask=exposures == 0) for name, value in zip(COUNTED, values, strict=True)
-    }
+    parts = []
+    for batch in _history_batches(history):
+        user, video = _exposures(batch, "watch_seq")
+        liked, viewed = (
+            _member(user, video, batch, name) for name in ("like_seq", "long_watch_seq")
+        )
+        parts.append(pa.table([video, np.ones(len(video)), liked, viewed], names))
+    found = pa.concat_tables(parts).group_by("video_id")
+    found = found.aggregate([(COUNTED[0], "count"), *((name, "mean") for name in COUNTED[1:])])
+    order = ["video_id", f"{COUNTED[0]}_count", *(f"{name}_mean" for name in COUNTED[1:])]
+    return pa.table([found[name].cast(pa.string()) for name in order], names)
 
 
 def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
@@ -196,11 +156,11 @@ def _read_history(file: File, spec: Spec) -> Iterator[Chunk]:
             "long_view": _text(_member(user, video, batch, "long_watch_seq")),
         }
         nulls = pa.nulls(len(video), pa.string())
-        if spec.source.history_labels:
-            known |= _counts_of_others(file.path, _key(video, batch, user))
         table = pa.table({**dict.fromkeys(other, nulls), **known})
         table = left_join(table, _videos(videos), "video_id")
-        is_target = np.full(len(video), spec.source.history_labels)
+        is_target = np.zeros(len(video), bool)
+        if spec.source.history_labels:
+            is_target[_first_of_each(user, video)] = True
         table = table.append_column(TARGET, pa.array(is_target))
         yield Chunk(table, np.arange(first, first + len(video)), True, TAG_SEPARATOR)
         first += len(video)
@@ -224,5 +184,9 @@ def _member(user: np.ndarray, video: np.ndarray, batch: pa.RecordBatch, column: 
     return np.isin((user << 40) + video, (others << 40) + members).astype(np.int8)
 
 
-def _text(values: np.ndarray, mask: np.ndarray | None = None) -> pa.Array:
-    return pa.array(values, mask=mask).cast(pa.string())
+def _first_of_each(user: np.ndarray, video: np.ndarray) -> np.ndarray:
+    return np.unique((user << 40) + video, return_index=True)[1]
+
+
+def _text(values: np.ndarray) -> pa.Array:
+    return pa.array(values).cast(pa.string())

@@ -247,7 +247,7 @@ def test_kuairand_pure(tmp_path):
     clicks = summary["targets"]["click"]
     assert clicks["train"] + clicks["eval"] == 222_869
     likes = summary["targets"]["like"]
-    assert likes["eval"] == clicks["eval"] and likes["train"] == clicks["train"] + 817_187
+    assert likes["eval"] == clicks["eval"] and likes["train"] == clicks["train"] + 789_857
     assert summary["duplicates"]["events"] == 5_460
     assert summary["dead_letters"] == 0
     assert summary["stored_per_event"] <= 1.3

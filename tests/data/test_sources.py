@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 from data import events, sources
 from data.columns import IDENTITY, ORDER, SourceError, event_columns, user_columns
 from data.identity import row_identity
+from data.instances import build_instances
 from data.sources.kuairand import COUNTED
 from data.spec import Spec, load_spec, parse_spec
 from tests.data.small import EVENT_TYPES, USER_TYPES, raw_table, small_spec
@@ -482,28 +484,41 @@ def test_kuairand_counts_what_earlier_exposures_say_of_a_video(kuairand):
         sources.find(parse_spec(raw), str(kuairand))
 
 
-def test_kuairand_history_labels_are_targets_that_no_count_holds(kuairand):
-    """User 5's likes and long views say nothing of what is counted for user 5's exposures."""
-    history = {"user_id": [0, 5, 10], "watch_seq": [[11, 10, 11], [11], [11]],
-               "like_seq": [[10], [11], []], "long_watch_seq": [[11], [], []]}  # fmt: skip
+def test_kuairand_history_labels_are_of_first_exposures_and_nothing_counts_them(kuairand):
+    history = {"user_id": [0, 5], "watch_seq": [[11, 10, 11], [11]], "like_seq": [[10], [11]],
+               "long_watch_seq": [[11], []]}  # fmt: skip
     pyarrow.parquet.write_table(pa.table(history), kuairand / "user_history_before_4_25.parquet")
-    table, _ = read_all(load_spec("kuairand_pure"), kuairand)
-    rows = table.to_pylist()[:5]
-    assert [r["label_like"] for r in rows] == [0.0, 1.0, 0.0, 1.0, 0.0]
-    assert [r["label_long_view"] for r in rows] == [1.0, 0.0, 1.0, 0.0, 0.0]
-    assert {r["label_click"] for r in rows} == {None}
-    # Users 0 and 10 are of one tenth: of 11 each sees user 5's one exposure, and user 5 their 3.
+    spec = load_spec("kuairand_pure")
+    table, _ = read_all(spec, kuairand)
+    rows = table.to_pylist()
+    assert [r["label_like"] for r in rows[:4]] == [0.0, 1.0, None, 1.0]
+    assert [r["label_long_view"] for r in rows[:4]] == [1.0, 0.0, None, 0.0]
+    assert [r["is_like:category"] for r in rows[:4]] == ["0", "1", "0", "1"]
+    assert {r["label_click"] for r in rows[:4]} == {None}
     counted = [[r[f"{name}:dense"] for name in COUNTED] for r in rows]
-    of_user_5 = [1, 1.0, 0.0]
-    assert counted[:3] == [of_user_5, [None] * 3, of_user_5] and counted[4] == of_user_5
-    assert counted[3] == pytest.approx([3, 0.0, 2 / 3])
+    assert counted[:4] == [[None] * 3] * 4 and counted[4] == [1, 1.0, 0.0]
+
+    users, _ = read_all(spec, kuairand, "users")
+    built = build_instances(table, users, spec).to_pylist()
+    (instance,) = [i for i in built if i["user_id"] == [b"0"]]
+    assert instance["target_position"][:2] == [0, 1]
+    assert instance["target_split"][:2] == [0, 0]
+    assert instance["label_long_view"][:2] == [1.0, 0.0] and np.isnan(instance["label_click"][0])
 
 
-def test_history_labels_are_kuairands():
-    raw = load_spec("simulator").model_dump(mode="json")
-    raw["source"] |= {"history_labels": True}
-    with pytest.raises(ValueError, match="'history_labels' goes with 'format: kuairand'"):
-        parse_spec(raw)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": {"format": "tabular", "path": "e.parquet"}}, "with 'format: kuairand'"),
+        ({"split": {"by": "user", "history": "streaming"}}, "with 'split: {by: time}'"),
+        ({"source": {"where": {"column": "tab", "values": ["1"]}}}, "don't go together"),
+    ],
+)
+def test_history_labels_are_kuairands_and_training_s(change, said):
+    raw = load_spec("kuairand_pure").model_dump(mode="json")
+    changed = {name: raw[name] | value for name, value in change.items()}
+    with pytest.raises(ValueError, match=f"'history_labels'.* {re.escape(said)}"):
+        parse_spec(raw | changed)
 
 
 def test_kuairand_without_its_files(tmp_path):
