@@ -106,7 +106,7 @@ class Source(Strict):
     """The events or targets wanted; all unless given."""
     history_labels: bool = False
     """kuairand: earlier exposures, which have no times, are training targets too, of what is known
-    of them, and not history alone."""
+    of them, and not history alone. Without a file of them there are none."""
     max_dead_letter_fraction: Fraction = 0.01
     """More malformed rows than this and the run fails."""
 

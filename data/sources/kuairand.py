@@ -127,15 +127,15 @@ def _videos(path: str) -> pa.Table:
 def _counts(history: str | None = None) -> pa.Table:
     """`COUNTED` of each video that the history's exposures hold."""
     names = ["video_id", *COUNTED]
-    if history is None:
-        return pa.table({name: pa.array([], pa.string()) for name in names})
     parts = []
-    for batch in _history_batches(history):
+    for batch in _history_batches(history) if history is not None else ():
         user, video = _exposures(batch, "watch_seq")
         liked, viewed = (
             _member(user, video, batch, name) for name in ("like_seq", "long_watch_seq")
         )
         parts.append(pa.table([video, np.ones(len(video)), liked, viewed], names))
+    if not parts:
+        return pa.table({name: pa.array([], pa.string()) for name in names})
     found = pa.concat_tables(parts).group_by("video_id")
     found = found.aggregate([(COUNTED[0], "count"), *((name, "mean") for name in COUNTED[1:])])
     order = ["video_id", f"{COUNTED[0]}_count", *(f"{name}_mean" for name in COUNTED[1:])]
@@ -181,11 +181,16 @@ def _exposures(batch: pa.RecordBatch, column: str) -> tuple[np.ndarray, np.ndarr
 def _member(user: np.ndarray, video: np.ndarray, batch: pa.RecordBatch, column: str) -> np.ndarray:
     """int8 [exposures]: whether the user's list of that name has the video."""
     others, members = _exposures(batch, column)
-    return np.isin((user << 40) + video, (others << 40) + members).astype(np.int8)
+    return np.isin(_pairs(user, video), _pairs(others, members)).astype(np.int8)
 
 
 def _first_of_each(user: np.ndarray, video: np.ndarray) -> np.ndarray:
-    return np.unique((user << 40) + video, return_index=True)[1]
+    """int64 [pairs]: where each user first has each video."""
+    return np.unique(_pairs(user, video), return_index=True)[1]
+
+
+def _pairs(user: np.ndarray, video: np.ndarray) -> np.ndarray:
+    return (user << 40) + video
 
 
 def _text(values: np.ndarray) -> pa.Array:

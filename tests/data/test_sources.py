@@ -484,6 +484,18 @@ def test_kuairand_counts_what_earlier_exposures_say_of_a_video(kuairand):
         sources.find(parse_spec(raw), str(kuairand))
 
 
+def test_a_kuairand_history_without_users_is_as_none(kuairand):
+    spec = load_spec("kuairand_pure")
+    without, _ = read_all(spec, kuairand)
+    lists = pa.list_(pa.int64())
+    fields = {"user_id": pa.int64(), "watch_seq": lists, "like_seq": lists, "long_watch_seq": lists}
+    empty = pa.table({name: pa.array([], kind) for name, kind in fields.items()})
+    pyarrow.parquet.write_table(empty, kuairand / "user_history_before_4_25.parquet")
+    table, _ = read_all(spec, kuairand)
+    known = [name for name in table.column_names if name != ORDER]
+    assert table.select(known).equals(without.select(known))
+
+
 def test_kuairand_history_labels_are_of_first_exposures_and_nothing_counts_them(kuairand):
     history = {"user_id": [0, 5], "watch_seq": [[11, 10, 11], [11]], "like_seq": [[10], [11]],
                "long_watch_seq": [[11], []]}  # fmt: skip

@@ -42,10 +42,10 @@ def _spec(**model):
     return make_spec(model={**SIZES, "tower_dims": [8], "full_softmax_rows": 20, **model})
 
 
-def _dense(finetune=(), **changes):
+def _without_layers(**changes):
     """Of few operations, for where the encoder isn't what is asked about."""
-    training = {"pretrain": {"epochs": 0}, "finetune": dict(finetune)}
-    return with_architecture(make_spec(training=training, **changes), "shared_bottom")
+    spec = make_spec(training={"pretrain": {"epochs": 0}}, **changes)
+    return with_architecture(spec, "shared_bottom")
 
 
 def _placed(**cluster):
@@ -124,9 +124,12 @@ def test_tables_that_an_architecture_has_beside_the_specs_count():
     assert known.total == known.dense + sum(w.elements for w in stored) >= drawn.tuned
 
 
-def test_adapters_of_any_width_are_planned():
+@pytest.mark.parametrize(
+    "architecture", ["bert", pytest.param("supermoe", marks=pytest.mark.exhaustive)]
+)
+def test_adapters_of_any_width_are_planned(architecture):
     tuning = {"finetune": {"tune": "adapters", "adapters": {"bottleneck_dim": 8}}}
-    spec = with_architecture(make_spec(training=tuning), "bert")
+    spec = with_architecture(make_spec(training=tuning), architecture)
     assert draw(spec, "finetune", ROWS, SIZE).step_bytes > 0
 
 
@@ -134,7 +137,7 @@ def test_plugged_in_knowledge_is_planned(tmp_path):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(6, np.float32)), 2)
     users = pa.table({"user_id": ["a", "b", "c"], "embedding": vectors})
     pq.write_table(users, tmp_path / "users.parquet")
-    spec = _dense(knowledge={"item": "item", "path": str(tmp_path)})
+    spec = _without_layers(knowledge={"item": "item", "path": str(tmp_path)})
     names = [weight.name for weight in draw(spec, "finetune", ROWS, SIZE).of("counter")]
     assert any("keys" in name for name in names)
 
@@ -228,8 +231,11 @@ def test_rows_are_bounded_before_transform(name):
         rows_of(spec, {"nothing": 5})
 
 
-def test_expanded_targets_are_planned_too():
-    raw = with_architecture(spec_of(), "bert").model_dump(mode="json")
+@pytest.mark.parametrize(
+    "architecture", ["bert", pytest.param("supermoe", marks=pytest.mark.exhaustive)]
+)
+def test_expanded_targets_are_planned_too(architecture):
+    raw = with_architecture(spec_of(), architecture).model_dump(mode="json")
     causal, expanded = (
         parse_spec(raw | {"sequence": raw["sequence"] | {"targets": targets}})
         for targets in ("causal", "expanded")
@@ -242,16 +248,19 @@ def test_expanded_targets_are_planned_too():
 
 
 @pytest.mark.parametrize(
-    "weighting",
+    ("architecture", "weighting"),
     [
-        "gradnorm",
-        "pcgrad",
-        pytest.param("uncertainty", marks=pytest.mark.exhaustive),
-        pytest.param("bilevel", marks=pytest.mark.exhaustive),
+        ("shared_bottom", "gradnorm"),
+        ("shared_bottom", "pcgrad"),
+        *(
+            pytest.param("supermoe", weighting, marks=pytest.mark.exhaustive)
+            for weighting in ("gradnorm", "pcgrad", "uncertainty", "bilevel")
+        ),
     ],
 )
-def test_learned_lambdas_and_gradients_by_task_are_planned_too(weighting):
-    spec = _dense(finetune={"weighting": weighting})
+def test_learned_lambdas_and_gradients_by_task_are_planned_too(architecture, weighting):
+    training = {"pretrain": {"epochs": 0}, "finetune": {"weighting": weighting}}
+    spec = with_architecture(make_spec(training=training), architecture)
     drawn = draw(spec, "finetune", ROWS, SIZE)
     lambdas = [weight for weight in drawn.of("dense") if weight.name == "log_lambda"]
     assert len(lambdas) == (weighting != "pcgrad")
