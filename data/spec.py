@@ -153,6 +153,9 @@ class Model(Strict):
     """What `modules/models/architectures.py` puts together."""
     heads: Heads | None = None
     """What stands between H and the tasks' logits; the architecture's own unless given."""
+    context: Literal["encoder", "heads"] = "encoder"
+    """Who reads the context channels that every task may see: the encoder, as its leading token,
+    and the heads, or the heads alone, so that H says what a user did and no more."""
     hidden_dim: Annotated[int, pydantic.Field(ge=1)] = 64
     pooling: Literal["max", "mean", "max_mean"] | None = None
     """How an encoder's layers become H: of each dimension the maximum over the events (SuperMoE
@@ -449,7 +452,10 @@ class Spec(Strict):
 
     @property
     def encoder_context(self) -> tuple[Channel, ...]:
-        """Context channels that may enter the shared encoder: those every task may see."""
+        """Context channels that the shared encoder reads: of those every task may see, all or, by
+        `model.context`, none."""
+        if self.model.context == "heads":
+            return ()
         allowed = [{c.name for c in self.context_for(t)} for t in self.tasks]
         return tuple(c for c in self.scope("context") if all(c.name in a for a in allowed))
 

@@ -308,6 +308,13 @@ def _layers_become_h(spec: Spec) -> None:
         )
 
 
+def _context_has_a_reader(spec: Spec) -> None:
+    if spec.model.context == "heads" and spec.model.architecture == "two_tower":
+        raise ValueError(
+            "model: 'context: heads' goes with heads that read context, and two_tower's don't"
+        )
+
+
 def _tasks_can_be_added(spec: Spec) -> None:
     if not spec.model.added_tasks:
         return
@@ -419,6 +426,7 @@ _RULES = (
     _domain_is_of_candidates,
     _ranking_has_negatives,
     _layers_become_h,
+    _context_has_a_reader,
     _tasks_can_be_added,
     _pairs_can_be_ranked,
     _phases_are_possible,

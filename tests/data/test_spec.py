@@ -182,6 +182,13 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
             _changed(model={"hidden_dim": 1, "num_heads": 1, "pooling": "max_mean"}),
             "model: pooling max_mean halves H: 'hidden_dim' must be at least 2",
         ),
+        (
+            _changed(
+                model={"architecture": "two_tower", "context": "heads"},
+                training={"pretrain": {"epochs": 0}},
+            ),
+            "model: 'context: heads' goes with heads that read context, and two_tower's don't",
+        ),
         (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
         (
             _finetuned("bert", **_adapters(insertion="serial_after")),
@@ -295,6 +302,14 @@ def test_what_only_a_task_may_not_see_reaches_the_others_encoder():
     spec = load_spec("kuairand_pure")
     assert "fans_range" not in {c.name for c in spec.encoder_context}
     assert "fans_range" in {c.name for c in spec.with_tasks("click").encoder_context}
+
+
+def test_an_encoder_may_read_no_context_at_all():
+    spec = load_spec("kuairand_pure")
+    alone = spec.model_copy(update={"model": spec.model.model_copy(update={"context": "heads"})})
+    assert spec.encoder_context and not alone.encoder_context
+    for task in spec.tasks:
+        assert alone.context_for(task) == spec.context_for(task)
 
 
 def test_every_bad_key_is_named_at_once():

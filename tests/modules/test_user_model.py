@@ -177,6 +177,20 @@ def test_a_label_column_never_reaches_its_own_tower():
     assert not np.allclose(serve(model, features)["spend"], serve(model, other)["spend"])
 
 
+@pytest.mark.parametrize("context", ["encoder", "heads"])
+def test_h_says_of_the_context_what_the_spec_lets_it(context):
+    sizes = make_spec().model.model_copy(update={"context": context})
+    spec = make_spec(tasks=[{"name": "click", "label": "clicked"}])
+    spec = spec.model_copy(update={"model": sizes})
+    keras.utils.set_random_seed(1)
+    model = UserModel(spec, ROWS)
+    features = random_instances(spec, [6], [2])
+    other = features | {"context_age": tf.RaggedTensor.from_row_lengths([3.7], [1])}
+    one, two = (model.user_embedding(padded(spec, given)).numpy() for given in (features, other))
+    assert np.allclose(one, two) == (context == "heads")
+    assert not np.allclose(serve(model, features)["click"], serve(model, other)["click"])
+
+
 def test_user_tasks_are_served_from_the_whole_window(spec, model):
     features = random_instances(spec, [7, 20], [1, 1])
     end = tf.RaggedTensor.from_row_lengths(np.array([7, 20]), [1, 1])

@@ -93,6 +93,21 @@ def test_what_is_frozen_stays_bit_for_bit(architecture, tune, tmp_path):
     assert len(expected) < len(before) or tune == "all"
 
 
+def test_context_that_heads_alone_read_is_trained_with_them(tmp_path):
+    spec = spec_of("nextitnet", "adapters")
+    all_see_city = [task.model_copy(update={"exclude": ()}) for task in spec.tasks]
+    spec = spec.model_copy(update={"tasks": tuple(all_see_city)})
+    batch = batch_of(spec)
+    model = frozen_model(spec, batch)
+    assert not model.tables["city"].trainable
+    sizes = spec.model.model_copy(update={"context": "heads"})
+    model = frozen_model(spec.model_copy(update={"model": sizes}), batch)
+    before = values(model)
+    train(model, batch, tmp_path, epochs=2)
+    moved = {ref for ref, value in values(model).items() if value != before[ref]}
+    assert moved == refs(model.heads, model.tables["city"], *model.patches)
+
+
 @pytest.mark.parametrize("tune", TUNES)
 def test_what_is_frozen_has_no_gradient_and_no_optimizer_state(tune):
     spec = spec_of("nextitnet", tune)
