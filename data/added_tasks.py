@@ -72,8 +72,8 @@ def with_added(spec: Spec, added: AddedTasks) -> Spec:
         for channel in sorted(seen, key=lambda channel: channel.name):
             raise SpecError(
                 f"tasks: {task.name!r} mustn't see context channel {channel.name!r}, which the"
-                " run's encoder reads: name it in 'exclude' of one of the run's own tasks and run"
-                " again"
+                " run's encoder reads: name it in 'exclude' of one of the run's own tasks, or"
+                " keep all context out of H by 'model.context: heads', and run again"
             )
     ranks = any(task.per == "impression" for task in added.tasks)
     if ranks and spec.domain is not None and spec.domain.train_on == "domain":

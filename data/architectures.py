@@ -43,5 +43,7 @@ NOT_PRETRAINED = _HEADS_OF_MEANS | OWN_HEADS
 """Architectures that only fine-tune."""
 WITHOUT_HIDDEN = _HEADS_OF_MEANS | TWO_DOMAINS
 """Heads that show no layer before the logits to extract knowledge from."""
+CONTEXT_IN_H = frozenset({"two_tower", "keep_c"})
+"""Architectures in which context reaches some answers through H alone."""
 OWN_PRETRAINING = frozenset({"aetn", "mtssl"})
 """Architectures with a pre-training of their own, no `training.pretrain.objective`."""

@@ -430,7 +430,8 @@ class Spec(Strict):
         return next(t for t in self.tasks if t.name == name)
 
     def with_tasks(self, *names: str) -> Spec:
-        """The same without other tasks. Context that only they may not see enters the encoder.
+        """The same without other tasks. Context that only they may not see is for
+        the encoder then, too.
 
         Raises:
           SpecError: no such task; or what is left makes no sense.

@@ -10,6 +10,7 @@ import collections
 from typing import TYPE_CHECKING
 
 from data.architectures import (
+    CONTEXT_IN_H,
     FACTORIZED,
     LAYERED,
     NOT_PRETRAINED,
@@ -309,9 +310,10 @@ def _layers_become_h(spec: Spec) -> None:
 
 
 def _context_has_a_reader(spec: Spec) -> None:
-    if spec.model.context == "heads" and spec.model.architecture == "two_tower":
+    if spec.model.context == "heads" and spec.model.architecture in CONTEXT_IN_H:
         raise ValueError(
-            "model: 'context: heads' goes with heads that read context, and two_tower's don't"
+            f"model: 'context: heads' would keep context from {spec.model.architecture}, which"
+            " reads it in H alone"
         )
 
 
@@ -352,6 +354,12 @@ def _phases_are_possible(spec: Spec) -> None:
         raise ValueError(
             f"training: {spec.model.architecture} has no pre-training; skip the phase with"
             " 'training.pretrain.epochs: 0', and leave out 'finetune.pretraining_weight'"
+        )
+    read = spec.scope("sequence") + spec.encoder_context
+    if spec.model.architecture == "mtssl" and len(read) < 2:
+        raise ValueError(
+            "training: mtssl contrasts two views of a user, which need two channels that the"
+            f" encoder reads; there is one, {read[0].name!r}"
         )
     if finetune.pretraining_weight and finetune.user_share < 1.0:
         raise ValueError(

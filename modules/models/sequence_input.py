@@ -14,8 +14,8 @@ from modules.models.tables import Tables
 class SequenceInput(keras.layers.Layer):
     """Projected channels (MFP, SuperMoE eq. 4) plus positions, behind a leading token.
 
-    The token is made of the context every task may see and stands before the oldest event, so a
-    user without events has a representation too.
+    The token is made of the context that the encoder reads, if any, and stands before the oldest
+    event, so a user without events has a representation too.
     """
 
     def __init__(self, spec: Spec, tables: Tables, name: str = "input"):

@@ -34,7 +34,7 @@ class ContrastiveViews(tf.Module):
     data.
 
     Raises:
-      ValueError: the encoder reads one channel only, of which there are no two views.
+      ValueError: the encoder reads one channel only (the spec refuses it, too).
     """
 
     def __init__(self, spec: Spec, tables: Mapping):

@@ -28,6 +28,14 @@ def _with_channel(**channel) -> dict:
     return raw
 
 
+def _with_one_sequence_channel(**changes) -> dict:
+    raw = _changed(**changes)
+    raw["channels"] = [
+        c for c in raw["channels"] if c["scope"] == "context" or c["name"] == "product"
+    ]
+    return raw
+
+
 def _with_task(**changes) -> dict:
     raw = _changed()
     raw["tasks"][0] |= changes
@@ -187,7 +195,15 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
                 model={"architecture": "two_tower", "context": "heads"},
                 training={"pretrain": {"epochs": 0}},
             ),
-            "model: 'context: heads' goes with heads that read context, and two_tower's don't",
+            "model: 'context: heads' would keep context from two_tower, which reads it in H alone",
+        ),
+        (
+            _changed(
+                model={"architecture": "keep_c", "context": "heads"},
+                domain={"channel": "product", "values": ["1"]},
+                training={"pretrain": {"epochs": 0}},
+            ),
+            "model: 'context: heads' would keep context from keep_c, which reads it in H alone",
         ),
         (_finetuned(**_adapters(16)), "bottleneck_dim 16 is no bottleneck: model.hidden_dim is 16"),
         (
@@ -228,6 +244,10 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         (
             _s3() | {"model": {"architecture": "mtssl"}},
             "mtssl has a pre-training of its own: .* s3",
+        ),
+        (
+            _with_one_sequence_channel(model={"architecture": "mtssl", "context": "heads"}),
+            "mtssl contrasts two views of a user, .* encoder reads; there is one, 'product'",
         ),
     ],
 )
@@ -306,7 +326,8 @@ def test_what_only_a_task_may_not_see_reaches_the_others_encoder():
 
 def test_an_encoder_may_read_no_context_at_all():
     spec = load_spec("kuairand_pure")
-    alone = spec.model_copy(update={"model": spec.model.model_copy(update={"context": "heads"})})
+    raw = spec.model_dump(mode="json")
+    alone = parse_spec(raw | {"model": raw["model"] | {"context": "heads"}})
     assert spec.encoder_context and not alone.encoder_context
     for task in spec.tasks:
         assert alone.context_for(task) == spec.context_for(task)

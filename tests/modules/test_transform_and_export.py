@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow.core.protobuf import saved_model_pb2
 
+from data.spec import parse_spec
 from modules.embeddings.local_tables import LocalTables
 from modules.embeddings.table import MISSING, NUM_RESERVED
 from modules.models.user_model import UserModel
@@ -275,6 +276,33 @@ def test_our_server_understands_it(transformed, exported, signatures):
                         assert answer[name].tolist() == value.numpy().tolist()
                     else:
                         np.testing.assert_allclose(answer[name], value, atol=1e-5)
+    finally:
+        servable.close()
+
+
+def test_context_that_heads_alone_read_is_no_part_of_a_remembered_user(transformed, tmp_path):
+    raw = transformed.spec.model_dump(mode="json")
+    raw["model"] |= {"architecture": "shared_bottom", "context": "heads"}
+    raw["training"]["pretrain"]["epochs"] = 0
+    spec = parse_spec(raw)
+    model = UserModel(spec, table_rows(spec, transformed.output))
+    model(next(iter(transformed.batches("train"))))
+    export(model, transformed.output, str(tmp_path / "model"))
+    row = next(r for r in transformed.raw.to_pylist() if r["window_last"][0])
+    del row["target_position"]
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+    servable = Servable(str(tmp_path / "model"), Options(warmup=False))
+    try:
+        answers = []
+        for hits, age in enumerate([20.0, 70.0]):
+            sent = np.array([_example(row | {"context_age": [age]}).SerializeToString()], object)
+            answers.append(servable.run("serving_default", {"examples": sent}))
+            assert servable.users.hits == hits
+            for name, value in served(examples=tf.constant(sent)).items():
+                if name != "user_id":
+                    np.testing.assert_allclose(answers[-1][name], value, atol=1e-5)
+        one, two = answers
+        assert not np.allclose(one["click"], two["click"])
     finally:
         servable.close()
 

@@ -107,7 +107,15 @@ def _read_by_pretraining(spec: Spec) -> dict[str, Any]:
         "evaluation": True,
         "knowledge": True,
         "domain": True,
-        "model": {"heads", "tower_dims", "added_tasks", "cross_lasso", "reversal_weight"},
+        # `context` by what it makes of the encoder's channels, below.
+        "model": {
+            "context",
+            "heads",
+            "tower_dims",
+            "added_tasks",
+            "cross_lasso",
+            "reversal_weight",
+        },
         "training": {"finetune"},
     }
     raw = spec.model_dump(mode="json", exclude=only_fine_tuning_reads)
