@@ -359,7 +359,7 @@ def _phases_are_possible(spec: Spec) -> None:
     if spec.model.architecture == "mtssl" and len(read) < 2:
         raise ValueError(
             "training: mtssl contrasts two views of a user, which need two channels that the"
-            f" encoder reads; there is one, {read[0].name!r}"
+            f" encoder reads; there are {[channel.name for channel in read]}"
         )
     if finetune.pretraining_weight and finetune.user_share < 1.0:
         raise ValueError(

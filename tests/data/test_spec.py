@@ -247,7 +247,7 @@ LIKED = {"name": "liked", "scope": "candidate", "kind": "category"}
         ),
         (
             _with_one_sequence_channel(model={"architecture": "mtssl", "context": "heads"}),
-            "mtssl contrasts two views of a user, .* encoder reads; there is one, 'product'",
+            "mtssl contrasts two views of a user, .* encoder reads; there are ['product']",
         ),
     ],
 )
@@ -331,6 +331,13 @@ def test_an_encoder_may_read_no_context_at_all():
     assert spec.encoder_context and not alone.encoder_context
     for task in spec.tasks:
         assert alone.context_for(task) == spec.context_for(task)
+
+
+def test_no_rule_stumbles_over_what_another_refuses():
+    raw = _changed(model={"architecture": "mtssl", "context": "heads"})
+    raw["channels"] = [c for c in raw["channels"] if c["scope"] != "sequence"]
+    with pytest.raises(SpecError, match="at least one needs scope 'sequence'"):
+        parse_spec(raw)
 
 
 def test_every_bad_key_is_named_at_once():
